@@ -1,0 +1,3 @@
+"""The version of ael_store; the distribution takes it from here."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,228 @@
+"""For other processes: read and change a database, whether or not a loop runs on it.
+
+    with connect("ael.db") as client:
+        client.emit("door_opened", {"door": "front"})
+
+    async with connect("ael.db") as client:
+        await client.aio.set("mode", "night")
+
+A change on a running loop goes through that loop and is part of its next commit; with no loop running the client
+takes the lock for a moment and commits itself. Either way it is durable when the call returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ael_store.clock import SystemClock
+from ael_store.errors import DatabaseNotUsable, LoopNotRunning, OwnedElsewhere
+from ael_store.model.records import Commit
+from ael_store.model.state import State
+from ael_store.model.values import DEFAULT_LIMITS, Limits, check_key, decode, encode
+from ael_store.runtime.commands import PAUSED, Desk, carry_out
+from ael_store.runtime.control import actor, ask
+from ael_store.runtime.delivery import Deliveries
+from ael_store.runtime.journal import Journal
+from ael_store.runtime.outside import Request
+from ael_store.runtime.roster import Roster
+from ael_store.settings import Settings
+from ael_store.store.lock import current_holder
+from ael_store.store.reader import Reader
+from ael_store.store.sqlite import database_path
+from ael_store.store.store import Store
+
+__all__ = ["AsyncClient", "Client", "change", "connect"]
+
+TRIES = 3
+
+
+def connect(path: str | os.PathLike[str]) -> Client:
+    """Return a client of a database; its attribute `aio` is the same client with async methods.
+
+    Raises DatabaseNotUsable where there is no such file: only a loop creates a database.
+    """
+    return Client(path)
+
+
+class Client:
+    """The plain client: each call blocks until it is done. May be used from any thread."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path: Path = database_path(path)
+        if not self.path.exists():
+            raise DatabaseNotUsable(
+                f"{self.path} does not exist; a loop creates it: `ael run`, or AELController(store=…)"
+            )
+        self._reader = Reader(self.path)
+        self.aio = AsyncClient(self)
+
+    # -- changing --
+
+    def emit(
+        self,
+        type: str,
+        data: Any = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        source: str = "outside",
+    ) -> int:
+        """Emit an event and return its number; durable on return."""
+        if data is not None:
+            encode(data, f"data of event {type!r}")
+        arguments = {
+            "type": type,
+            "data": data,
+            "metadata": dict(metadata) if metadata else None,
+            "source": source,
+        }
+        return int(change(self.path, "events.emit", arguments))
+
+    def set(self, key: str, value: Any) -> bool:
+        """Give a key a value; durable on return. True if that changed anything."""
+        check_key(key)
+        encode(value, f"state key {key!r}")
+        return bool(change(self.path, "state.set", {"key": key, "value": value}))
+
+    def delete(self, key: str) -> bool:
+        """Remove a key; durable on return. True if it existed."""
+        return bool(change(self.path, "state.delete", {"key": key}))
+
+    # -- reading --
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the committed value of a key, or `default`."""
+        text = self._reader.value(key)
+        return default if text is None else decode(text)
+
+    def get_all(self) -> dict[str, Any]:
+        """Return every key with its committed value."""
+        return {row["key"]: decode(row["value"]) for row in self._reader.state()}
+
+    def close(self) -> None:
+        """Close the connections; the client may not be used after it."""
+        self._reader.close()
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self.aio
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.close)
+
+
+class AsyncClient:
+    """The same client for async code: the methods of `Client`, awaited."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def emit(
+        self,
+        type: str,
+        data: Any = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        source: str = "outside",
+    ) -> int:
+        """Emit an event and return its number; durable on return."""
+        return await asyncio.to_thread(lambda: self._client.emit(type, data, metadata, source=source))
+
+    async def set(self, key: str, value: Any) -> bool:
+        """Give a key a value; durable on return. True if that changed anything."""
+        return await asyncio.to_thread(self._client.set, key, value)
+
+    async def delete(self, key: str) -> bool:
+        """Remove a key; durable on return. True if it existed."""
+        return await asyncio.to_thread(self._client.delete, key)
+
+    async def get(self, key: str, default: Any = None) -> Any:
+        """Return the committed value of a key, or `default`."""
+        return await asyncio.to_thread(self._client.get, key, default)
+
+    async def get_all(self) -> dict[str, Any]:
+        """Return every key with its committed value."""
+        return await asyncio.to_thread(self._client.get_all)
+
+
+def change(path: Path, command: str, arguments: dict[str, Any], limits: Limits = DEFAULT_LIMITS) -> Any:
+    """Carry out a command: through the running loop, or directly under the lock. Durable on return.
+
+    Raises what the command was refused with; OwnedElsewhere where a loop runs that takes no commands.
+    """
+    for attempt in range(TRIES):
+        holder = current_holder(path)
+        if holder is not None and holder.socket is not None:
+            try:
+                return ask(holder.socket, command, arguments)
+            except LoopNotRunning:
+                if attempt == TRIES - 1 or current_holder(path) == holder:
+                    raise
+                continue
+        try:
+            return _run_directly(path, command, arguments, limits)
+        except OwnedElsewhere:
+            now = current_holder(path)
+            if attempt == TRIES - 1 or now is None or now.socket is None:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _run_directly(path: Path, command: str, arguments: dict[str, Any], limits: Limits) -> Any:
+    """Carry out a command in this process; from a running event loop in a thread of its own."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(_directly(path, command, arguments, limits))
+    from concurrent.futures import ThreadPoolExecutor
+
+    with ThreadPoolExecutor(1) as threads:
+        return threads.submit(asyncio.run, _directly(path, command, arguments, limits)).result()
+
+
+async def _directly(path: Path, command: str, arguments: dict[str, Any], limits: Limits) -> Any:
+    store = Store(path)
+    wanted = None if command in ("agents.rename", "agents.forget") else [arguments.get("key", "")]
+    resumed = await store.open(f"ael {command}", upgrade_schema=False, create=False, keys=wanted)
+    try:
+        run_id = resumed.run_id
+        state = State(resumed.cells, resumed.change_id)
+        journal = Journal(resumed, state, run_id)
+        settings = Settings()
+        desk = Desk(
+            state,
+            journal,
+            Roster(journal, settings, resumed),
+            Deliveries(journal, settings, resumed.subscriptions),
+            SystemClock(),
+            limits,
+            running=False,
+            paused=resumed.positions.get(PAUSED) == "true",
+        )
+        refused: Exception | None = None
+        result: Any = None
+        try:
+            result = carry_out(desk, Request(command, None, arguments, actor()))
+        except Exception as error:
+            refused = error
+        commit: Commit = journal.take("command", desk.clock.now_us())
+        commit.run_id = None
+        await store.commit(commit, take_from=resumed.token, holder=f"pid {os.getpid()}: ael {command}")
+        if refused is not None:
+            raise refused
+        return result
+    finally:
+        await store.close()

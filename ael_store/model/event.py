@@ -1,0 +1,196 @@
+"""Events: what agents tell each other.
+
+`Event` is what users see. `EventRecord` is what the log holds: texts instead of values, so that each handler
+gets values of its own, decoded when it looks at them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from ael_store.clock import from_us, to_us
+from ael_store.errors import InvalidValue, InvalidValueType
+from ael_store.model.values import DEFAULT_LIMITS, Limits, decode, encode
+
+__all__ = ["Emission", "Event", "EventRecord", "check_name", "compile_patterns", "glob_of"]
+
+
+class Event:
+    """Something that happened: a type, a source, data and metadata.
+
+    `id` and `iteration` are None until the unit of work that emitted the event has succeeded. `timestamp` is an
+    aware UTC time. What a handler changes in `data` or `metadata` stays with that handler.
+    """
+
+    __slots__ = ("_data", "_metadata", "_record", "_timestamp", "id", "iteration", "source", "type")
+
+    def __init__(
+        self,
+        type: str,
+        source: str,
+        data: Any = None,
+        timestamp: datetime | None = None,
+        metadata: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.type = type
+        self.source = source
+        self.id: int | None = None
+        self.iteration: int | None = None
+        self._record: EventRecord | None = None
+        self._data = data
+        self._timestamp = timestamp if timestamp is not None else datetime.now(UTC)
+        self._metadata: dict[str, Any] | None = dict(metadata or {})
+
+    @classmethod
+    def from_record(cls, record: EventRecord) -> Event:
+        """Return an event of the log; its data are decoded when they are asked for."""
+        event = cls.__new__(cls)
+        event.type = record.type
+        event.source = record.source
+        event.id = record.id
+        event.iteration = record.iteration
+        event._record = record
+        event._data = None
+        event._timestamp = None  # type: ignore[assignment]
+        event._metadata = None
+        return event
+
+    @property
+    def data(self) -> Any:
+        """What it carries: a JSON value, or None."""
+        if self._record is not None:
+            self._decode(self._record)
+        return self._data
+
+    @data.setter
+    def data(self, value: Any) -> None:
+        if self._record is not None:
+            self._decode(self._record)
+        self._data = value
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What is known about it beside its data."""
+        if self._record is not None:
+            self._decode(self._record)
+        if self._metadata is None:
+            self._metadata = {}
+        return self._metadata
+
+    @property
+    def timestamp(self) -> datetime:
+        """When it was emitted, in UTC."""
+        if self._record is not None:
+            self._decode(self._record)
+        return self._timestamp
+
+    def _decode(self, record: EventRecord) -> None:
+        self._data = None if record.data is None else decode(record.data)
+        self._metadata = {} if record.metadata is None else decode(record.metadata)
+        self._timestamp = from_us(record.timestamp_us)
+        self._record = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the event as a JSON object; the time as ISO text."""
+        return {
+            "id": self.id,
+            "type": self.type,
+            "source": self.source,
+            "data": self.data,
+            "metadata": self.metadata,
+            "timestamp": self.timestamp.isoformat(),
+            "iteration": self.iteration,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Event):
+            return NotImplemented
+        return (self.type, self.source, self.data, self.metadata, self.timestamp, self.id) == (
+            other.type,
+            other.source,
+            other.data,
+            other.metadata,
+            other.timestamp,
+            other.id,
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"Event(id={self.id}, type={self.type!r}, source={self.source!r}, data={self.data!r})"
+
+
+@dataclass(slots=True)
+class EventRecord:
+    """An event of the log, its values as JSON text."""
+
+    id: int
+    type: str
+    source: str
+    data: str | None
+    metadata: str | None
+    timestamp_us: int
+    tick_id: int
+    iteration: int
+
+
+@dataclass(slots=True)
+class Emission:
+    """An event that a unit wants to emit, checked and encoded; `due_us` where it is to happen later."""
+
+    type: str
+    source: str
+    data: str | None
+    metadata: str | None
+    timestamp_us: int | None
+    due_us: int | None
+    event: Event
+
+    @classmethod
+    def of(
+        cls, event: Event, limits: Limits = DEFAULT_LIMITS, *, now_us: int | None, due_us: int | None = None
+    ) -> Emission:
+        """Check and encode an event; with `now_us` the event happens at the `now` of its unit."""
+        what = f"event {event.type!r}" if type(event.type) is str else "event"
+        check_name(event.type, "an event type", wildcards=False)
+        check_name(event.source, f"the source of {what}")
+        data = None if event.data is None else encode(event.data, f"data of {what}", limits, limits.event_bytes)
+        metadata = None
+        if event.metadata:
+            metadata = encode(event.metadata, f"metadata of {what}", limits, limits.event_bytes)
+        timestamp_us = None
+        if now_us is None:
+            timestamp_us = to_us(event.timestamp)
+        else:
+            event._timestamp = from_us(now_us)
+        return cls(event.type, event.source, data, metadata, timestamp_us, due_us, event)
+
+
+def check_name(name: Any, what: str, *, wildcards: bool = True) -> str:
+    """Return a name that can stand in the log; raises InvalidValue or InvalidValueType."""
+    if type(name) is not str:
+        raise InvalidValueType(f"{what} is {name!r} ({type(name).__name__}), not str")
+    if not name or not name.isprintable() or len(name) > 200:
+        raise InvalidValue(f"{what} is {name[:60]!r}: wanted are 1 to 200 printable characters")
+    if not wildcards and "*" in name:
+        raise InvalidValue(f"{what} is {name!r}: '*' stands for any text in patterns and can't be emitted")
+    return name
+
+
+def compile_patterns(patterns: Iterable[str]) -> Callable[[str], bool]:
+    """Return a test for event types: true where one of the patterns matches, `*` standing for any text."""
+    exact = frozenset(pattern for pattern in patterns if "*" not in pattern)
+    wild = [".*".join(map(re.escape, pattern.split("*"))) for pattern in patterns if "*" in pattern]
+    if not wild:
+        return exact.__contains__
+    match = re.compile("|".join(f"(?:{part})" for part in wild), re.DOTALL).fullmatch
+    return lambda name: name in exact or match(name) is not None
+
+
+def glob_of(pattern: str) -> str:
+    """Return the pattern for SQLite's GLOB operator, in which `?` and `[` are special too."""
+    return re.sub(r"[\[?]", lambda found: f"[{found[0]}]", pattern)

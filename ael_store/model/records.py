@@ -1,0 +1,291 @@
+"""What the database keeps, as plain values: the store loads them at start, the loop changes them, a commit writes them.
+
+The fields of a record are the columns of its table, in the same order; a test compares them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from ael_store.model.event import EventRecord
+from ael_store.model.state import Cell, Change
+
+__all__ = [
+    "AgentRecord",
+    "AgentStats",
+    "CommandRecord",
+    "Commit",
+    "DeadLetterRecord",
+    "DelayedRecord",
+    "IterationRecord",
+    "Move",
+    "Resumed",
+    "RunRecord",
+    "ScheduleRecord",
+    "SubscriptionRecord",
+    "TickError",
+    "TickRow",
+]
+
+
+class TickRow(NamedTuple):
+    """One unit of work, as in table `ticks`."""
+
+    id: int
+    iteration: int
+    place: int
+    agent_id: int
+    kind: int
+    outcome: int
+    started_us: int
+    duration_us: int
+    seed: int
+    change_id: int
+    event_id: int
+    changes: int
+    events: int
+    seen_change_id: int | None
+    cause_event_id: int | None
+    subscription_id: int | None
+
+
+class TickError(NamedTuple):
+    """Why a unit failed, as in table `tick_errors`."""
+
+    tick_id: int
+    type: str
+    message: str
+    traceback: str
+
+
+@dataclass(slots=True)
+class IterationRecord:
+    """One iteration, as in table `iterations`."""
+
+    id: int
+    run_id: int
+    commit_id: int
+    clock: int
+    started_us: int
+    duration_us: int
+    ticks: int
+    errors: int
+    events: int
+    missed: int
+    tick_id: int
+
+
+@dataclass(slots=True)
+class RunRecord:
+    """One run, as in table `runs`."""
+
+    id: int
+    status: str
+    started_us: int
+    ended_us: int | None
+    first_iteration: int
+    last_iteration: int | None
+    pid: int
+    host: str
+    version: str
+    token: int
+    tick_rate: str
+
+
+@dataclass(slots=True)
+class AgentRecord:
+    """One agent, as in table `agents`."""
+
+    id: int
+    name: str
+    class_path: str | None
+    fingerprint: str | None
+    priority: int
+    enabled: int
+    operator_enabled: int | None
+    registered: int
+    failures: int
+    retry_us: int | None
+    quarantined_us: int | None
+    metadata: str
+    last_error: str | None
+    last_error_us: int | None
+    created_us: int
+
+
+@dataclass(slots=True)
+class AgentStats:
+    """Statistics of one agent, as in table `agent_stats`."""
+
+    agent_id: int
+    ticks: int = 0
+    errors: int = 0
+    events: int = 0
+    measured: int = 0
+    total_us: int = 0
+    max_us: int = 0
+    ewma_us: int = 0
+    last_tick_us: int | None = None
+
+    def measure(self, duration_us: int) -> None:
+        """Count the duration of a tick, whatever its outcome."""
+        self.ewma_us = duration_us if self.measured == 0 else self.ewma_us + (duration_us - self.ewma_us) // 8
+        self.measured += 1
+        self.total_us += duration_us
+        self.max_us = max(self.max_us, duration_us)
+
+
+@dataclass(slots=True)
+class SubscriptionRecord:
+    """One cursor, as in table `subscriptions`; `patterns` are its rows in `subscription_patterns`."""
+
+    id: int
+    subscriber: str
+    agent_id: int | None
+    cursor: int
+    attempts: int
+    attempt_event_id: int | None
+    retry_us: int | None
+    created_us: int
+    seen_us: int
+    ended_us: int | None
+    skipped: int
+    patterns: tuple[str, ...] = field(default=(), compare=False)
+
+
+@dataclass(slots=True)
+class DeadLetterRecord:
+    """A delivery that was given up, as in table `dead_letters`."""
+
+    id: int
+    subscription_id: int
+    event_id: int
+    attempts: int
+    error: str
+    tick_id: int
+    failed_us: int
+    redelivered_us: int | None
+
+
+@dataclass(slots=True)
+class DelayedRecord:
+    """An event that is to happen later, as in table `delayed_events`."""
+
+    id: int
+    due_us: int
+    type: str
+    source: str
+    data: str | None
+    metadata: str | None
+    tick_id: int
+    event_id: int | None
+
+
+@dataclass(slots=True)
+class ScheduleRecord:
+    """When an agent with a trigger fires, as in table `schedules`."""
+
+    agent_id: int
+    trigger: str
+    next_us: int | None
+    last_us: int | None
+
+
+@dataclass(slots=True)
+class CommandRecord:
+    """A change from outside, as in table `commands`."""
+
+    id: int
+    commit_id: int
+    at_us: int
+    actor: str
+    name: str
+    arguments: str
+    error: str | None
+
+
+class Move(NamedTuple):
+    """A move that no tick row tells, as in table `moves` without its number and commit."""
+
+    kind: str
+    subject: str
+    value: str
+
+
+@dataclass(slots=True)
+class Commit:
+    """Everything that one transaction writes. `Store.commit()` is the only writer.
+
+    `id`s of all rows are assigned already. `changes` are in order; the state that they lead to is the newest
+    cell of each key. `patterns` says which subscriptions are new, so that their patterns are written too.
+    """
+
+    kind: str
+    id: int
+    token: int
+    iteration: int
+    run_id: int | None
+    at_us: int
+    iterations: list[IterationRecord] = field(default_factory=list)
+    ticks: list[TickRow] = field(default_factory=list)
+    errors: list[TickError] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    events: list[EventRecord] = field(default_factory=list)
+    runs: list[RunRecord] = field(default_factory=list)
+    agents: dict[int, AgentRecord] = field(default_factory=dict)
+    stats: dict[int, AgentStats] = field(default_factory=dict)
+    subscriptions: dict[int, SubscriptionRecord] = field(default_factory=dict)
+    patterns: list[SubscriptionRecord] = field(default_factory=list)
+    dead_letters: list[DeadLetterRecord] = field(default_factory=list)
+    delayed: dict[int, DelayedRecord] = field(default_factory=dict)
+    schedules: dict[int, ScheduleRecord] = field(default_factory=dict)
+    positions: dict[str, str] = field(default_factory=dict)
+    moves: list[Move] = field(default_factory=list)
+    commands: list[CommandRecord] = field(default_factory=list)
+    forgotten: list[int] = field(default_factory=list)
+    """Agents whose statistics end."""
+
+    @property
+    def idle(self) -> bool:
+        """True where nothing happened that must not wait: only iterations and counts."""
+        return self.kind == "iteration" and not (
+            self.ticks
+            or self.changes
+            or self.events
+            or self.runs
+            or self.agents
+            or self.subscriptions
+            or self.dead_letters
+            or self.delayed
+            or self.moves
+            or self.commands
+        )
+
+
+@dataclass(slots=True)
+class Resumed:
+    """What a database holds when a run begins: everything needed to go on."""
+
+    cells: dict[str, Cell]
+    agents: dict[str, AgentRecord]
+    stats: dict[int, AgentStats]
+    subscriptions: list[SubscriptionRecord]
+    delayed: list[DelayedRecord]
+    schedules: dict[int, ScheduleRecord]
+    positions: dict[str, str]
+    last_run: RunRecord | None
+    token: int
+    iteration: int
+    clock: int
+    last_started_us: int | None
+    commit_id: int
+    tick_id: int
+    change_id: int
+    event_id: int
+    run_id: int
+    agent_id: int
+    subscription_id: int
+    delayed_id: int
+    dead_letter_id: int
+    command_id: int

@@ -1,0 +1,1 @@
+"""The loop: trigger, select, tick, deliver, commit, measure. No SQL here."""

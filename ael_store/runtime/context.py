@@ -1,0 +1,488 @@
+"""The shared state as agents and other code see it.
+
+A `StateContext` is one of three things, with the same methods:
+
+- *bound*: the `context` that a hook gets; it belongs to one unit of work and closes with it;
+- *attached*: the context of a loop (`get_state_context()`); inside a hook it belongs to the running unit, outside
+  each call is a unit of its own, applied in order in the next iteration, and reads see the last commit;
+- *lone*: a state of its own in memory, without database and history on disk.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import tempfile
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, overload
+
+from ael_store.clock import from_us, iso
+from ael_store.errors import InvalidKey, InvalidValue, InvalidValueType, NotAllowedHere
+from ael_store.model.duration import due_us
+from ael_store.model.event import Emission, Event
+from ael_store.model.state import State
+from ael_store.model.unit import Unit
+from ael_store.model.values import DEFAULT_LIMITS, Limits, check_key, decode, encode, same
+from ael_store.runtime.current import current_unit
+
+__all__ = ["VIRTUAL_KEYS", "ContextHost", "StateContext"]
+
+D = TypeVar("D")
+R = TypeVar("R")
+
+VIRTUAL_KEYS = frozenset(("ael_status", "ael_start_time", "ael_iteration", "ael_last_tick"))
+"""Keys that the loop answers itself; they can't be written and are in no history."""
+
+HISTORY_OF_KEY = 100
+HISTORY_OF_ALL = 1000
+
+
+class ContextHost(Protocol):
+    """What an attached context asks its loop for."""
+
+    limits: Limits
+
+    def owns(self, unit: Unit) -> bool:
+        """True where the unit belongs to this loop."""
+        ...
+
+    def submit(self, name: str, action: Callable[[Unit], Any]) -> None:
+        """Queue a unit of its own; it is applied in the next iteration, or when the loop starts."""
+        ...
+
+    def preview(self) -> Unit:
+        """Return a throw-away unit on what outside readers see: the last commit."""
+        ...
+
+    def virtual(self, key: str) -> Any:
+        """Return the value of a key that the loop answers itself."""
+        ...
+
+    def history(self, key: str | None, limit: int) -> list[dict[str, Any]]:
+        """Return the newest changes, oldest first."""
+        ...
+
+
+class _Lone:
+    """A state in memory that belongs to one context."""
+
+    limits = DEFAULT_LIMITS
+
+    def __init__(self) -> None:
+        self.state = State()
+        self.lock = threading.RLock()
+        self.changes: deque[dict[str, Any]] = deque(maxlen=HISTORY_OF_ALL)
+        self.by_key: dict[str, deque[dict[str, Any]]] = {}
+
+    def unit(self) -> Unit:
+        now_us = int(datetime.now(UTC).timestamp() * 1_000_000)
+        return Unit("outside", "state", self.state, iteration=0, now_us=now_us, seed=random.getrandbits(31))
+
+    def apply(self, unit: Unit) -> None:
+        for change in self.state.apply(unit.writes, 0, 0):
+            row = {
+                "timestamp": iso(unit.now_us),
+                "operation": "delete" if change.new is None else "set",
+                "key": change.key,
+                "old_value": None if change.old is None else decode(change.old.text),
+                "new_value": None if change.new is None else decode(change.new.text),
+                "agent": None,
+                "iteration": None,
+            }
+            self.changes.append(row)
+            self.by_key.setdefault(change.key, deque(maxlen=HISTORY_OF_KEY)).append(row)
+
+
+class StateContext:
+    """Shared values by key: `context.set("temperature", 21.5)`, `context.get("temperature")`.
+
+    Values are JSON, checked by exact type and copied both ways: what `get` returns can be changed without
+    changing the state. May be used from any thread.
+    """
+
+    __slots__ = ("_agent", "_host", "_lone", "_prefix", "_unit", "name")
+
+    def __init__(self, name: str = "global") -> None:
+        self.name = name
+        self._unit: Unit | None = None
+        self._host: ContextHost | None = None
+        self._lone: _Lone | None = None
+        self._prefix = ""
+        self._agent: str | None = None
+
+    @classmethod
+    def _of_unit(
+        cls, unit: Unit, host: ContextHost | None, name: str = "global", agent: str | None = None
+    ) -> StateContext:
+        """The context that a hook gets."""
+        context = cls(name)
+        context._unit = unit
+        context._host = host
+        context._agent = agent
+        return context
+
+    # -- where a call goes --
+
+    def _running_unit(self) -> Unit | None:
+        unit = self._unit
+        if unit is not None:
+            if unit.closed:
+                unit.check_open("context")
+            return unit
+        if self._host is not None:
+            unit = current_unit.get()
+            if unit is not None and self._host.owns(unit):
+                if unit.closed:
+                    unit.check_open("context")
+                return unit
+        return None
+
+    def _memory(self) -> _Lone:
+        if self._lone is None:
+            self._lone = _Lone()
+        return self._lone
+
+    def _view(self) -> Unit:
+        """A unit to read from."""
+        unit = self._running_unit()
+        if unit is not None:
+            return unit
+        return self._host.preview() if self._host is not None else self._memory().unit()
+
+    def _do(self, name: str, action: Callable[[Unit], R]) -> R:
+        """Carry out a change: in the running unit, or as a unit of its own."""
+        unit = self._running_unit()
+        if unit is not None:
+            return action(unit)
+        if self._host is not None:
+            result = action(self._host.preview())
+            self._host.submit(name, action)
+            return result
+        memory = self._memory()
+        with memory.lock:
+            unit = memory.unit()
+            result = action(unit)
+            memory.apply(unit)
+            return result
+
+    def _inside(self, what: str) -> Unit:
+        unit = self._running_unit()
+        if unit is None:
+            raise NotAllowedHere(f"`{what}` belongs to a unit of work: use it on the context that a hook gets")
+        return unit
+
+    @property
+    def _limits(self) -> Limits:
+        return self._unit.limits if self._unit is not None else self._host.limits if self._host else DEFAULT_LIMITS
+
+    def _writable(self, key: str) -> str:
+        full = check_key(self._prefix + key if self._prefix and type(key) is str else key, self._limits)
+        if full in VIRTUAL_KEYS:
+            raise InvalidKey(f"state key {full!r} is kept by the loop and can't be written; choose another name")
+        return full
+
+    # -- reading --
+
+    @overload
+    def get(self, key: str) -> Any: ...
+
+    @overload
+    def get(self, key: str, default: D) -> D: ...
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key, or `default` where there is none."""
+        text = self._view().read(self._prefix + key)
+        if text is None:
+            if key in VIRTUAL_KEYS and self._host is not None and not self._prefix:
+                value = self._host.virtual(key)
+                return default if value is None else value
+            return default
+        return decode(text)
+
+    def has(self, key: str) -> bool:
+        """True where the key has a value."""
+        if self._view().read(self._prefix + key) is not None:
+            return True
+        return (
+            key in VIRTUAL_KEYS and self._host is not None and not self._prefix and self._host.virtual(key) is not None
+        )
+
+    def get_all(self) -> dict[str, Any]:
+        """Return every key with its value, a copy, in order of the keys."""
+        cut = len(self._prefix)
+        return {key[cut:]: decode(text) for key, text in self._view().items(self._prefix)}
+
+    def get_history(self, key: str | None = None) -> list[dict[str, Any]]:
+        """Return changes, oldest first: the last 100 of a key, without a key the last 1000 of all.
+
+        Each is a dictionary with `timestamp`, `operation`, `key`, `old_value`, `new_value`, `agent`, `iteration`.
+        Of a loop's state these are committed changes and those of the iteration so far.
+        """
+        limit = HISTORY_OF_ALL if key is None else HISTORY_OF_KEY
+        if self._host is not None:
+            rows = self._host.history(None if key is None else self._prefix + key, limit)
+            return [row for row in rows if row["key"].startswith(self._prefix)]
+        memory = self._memory()
+        with memory.lock:
+            found = memory.changes if key is None else memory.by_key.get(self._prefix + key, ())
+            return [dict(row) for row in found if row["key"].startswith(self._prefix)]
+
+    # -- changing --
+
+    def set(self, key: str, value: Any) -> None:
+        """Give a key a value. An equal value changes nothing.
+
+        Raises InvalidValueType or InvalidValue, naming key and path, where the value is not JSON; InvalidKey where
+        the key can't be used; UnitClosed where the unit has ended.
+        """
+        full = self._writable(key)
+        text = encode(value, f"state key {full!r}", self._limits)
+        unit = self._unit
+        if unit is not None:
+            unit.write(full, text)
+        else:
+            self._do("state.set", lambda unit: unit.write(full, text))
+
+    def delete(self, key: str) -> bool:
+        """Remove a key; True if it existed."""
+        full = self._writable(key)
+
+        def action(unit: Unit) -> bool:
+            existed = unit.read(full) is not None
+            if existed:
+                unit.write(full, None)
+            return existed
+
+        return self._do("state.delete", action)
+
+    def update(self, values: Mapping[str, Any]) -> None:
+        """Set several keys; none of them where one of the values is refused."""
+        texts = {}
+        for key, value in values.items():
+            full = self._writable(key)
+            texts[full] = encode(value, f"state key {full!r}", self._limits)
+
+        def action(unit: Unit) -> None:
+            for key, text in texts.items():
+                unit.write(key, text)
+
+        self._do("state.update", action)
+
+    def clear(self) -> None:
+        """Remove every key; one change per key, so that history keeps the old values."""
+        prefix = self._prefix
+
+        def action(unit: Unit) -> None:
+            for key, _ in list(unit.items(prefix)):
+                unit.write(key, None)
+
+        self._do("state.clear", action)
+
+    def setdefault(self, key: str, default: Any = None) -> Any:
+        """Return the value of a key; where there is none, set `default` and return it."""
+        full = self._writable(key)
+        text = encode(default, f"state key {full!r}", self._limits)
+
+        def action(unit: Unit) -> str:
+            found = unit.read(full)
+            if found is None:
+                unit.write(full, text)
+                return text
+            return found
+
+        return decode(self._do("state.setdefault", action))
+
+    def compare_and_set(self, key: str, expected: Any, new: Any) -> bool:
+        """Set a key to `new` if its value equals `expected` (None: if it has none or null); True if it did.
+
+        Raises NotAllowedHere outside a unit of work: use `await controller.transact(fn)`.
+        """
+        self._refuse_outside("compare_and_set")
+        full = self._writable(key)
+        wanted = encode(expected, f"expected value of state key {full!r}", self._limits)
+        text = encode(new, f"state key {full!r}", self._limits)
+
+        def action(unit: Unit) -> bool:
+            found = unit.read(full)
+            if not same(found if found is not None else "null", wanted):
+                return False
+            unit.write(full, text)
+            return True
+
+        return self._do("state.compare_and_set", action)
+
+    def increment(self, key: str, by: float = 1) -> Any:
+        """Add to a number (a missing key counts as 0) and return the result.
+
+        Increments of units that ran at the same time are merged, not lost. Raises InvalidValueType where the
+        value is no number; NotAllowedHere outside a unit of work: use `await controller.transact(fn)`.
+        """
+        self._refuse_outside("increment")
+        full = self._writable(key)
+        if type(by) not in (int, float):
+            raise InvalidValueType(
+                f"state key {full!r}: increment by {by!r} ({type(by).__name__}), wanted is int or float"
+            )
+
+        def action(unit: Unit) -> Any:
+            found = unit.read(full)
+            value = 0 if found is None else decode(found)
+            if type(value) not in (int, float):
+                raise InvalidValueType(
+                    f"state key {full!r} holds {type(value).__name__}, not a number; it can't be incremented"
+                )
+            result = value + by
+            unit.add(full, by, encode(result, f"state key {full!r}", self._limits))
+            return result
+
+        return self._do("state.increment", action)
+
+    def _refuse_outside(self, what: str) -> None:
+        if self._host is not None and self._running_unit() is None:
+            raise NotAllowedHere(
+                f"`{what}` outside a hook can't see what the loop is doing: use `await controller.transact(fn)`, "
+                "whose fn(context) runs as a unit of work"
+            )
+
+    # -- the unit --
+
+    @property
+    def own(self) -> StateContext:
+        """The agent's private part of the state: the same methods, its keys are `agent/NAME/…`."""
+        if self._agent is None and self._unit is None:
+            unit = self._running_unit()
+            agent = None if unit is None else unit.subject
+        else:
+            agent = self._agent
+        if agent is None:
+            raise NotAllowedHere("`own` belongs to an agent: use it on the context that a hook of an agent gets")
+        private = StateContext(self.name)
+        private._unit, private._host, private._agent = self._unit, self._host, agent
+        private._prefix = f"agent/{agent}/"
+        return private
+
+    def emit(
+        self,
+        type: str,
+        data: Any = None,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        after: float | str | timedelta | datetime | None = None,
+    ) -> Event:
+        """Emit an event; it exists only if this unit succeeds. Returns it, its `id` None until then.
+
+        `after` (seconds, `"30m"` or a time) makes it happen then, also after a restart.
+        """
+        if self._unit is None and self._host is None:
+            raise NotAllowedHere("a lone StateContext has no event bus: use EventBus().emit(…)")
+        event = Event(type, self._agent or "outside", data, metadata=metadata)
+        limits = self._limits
+
+        def action(unit: Unit) -> None:
+            due = None if after is None else due_us(after, unit.now_us)
+            if self._agent is None:
+                event.source = unit.subject
+            unit.emit(Emission.of(event, limits, now_us=unit.now_us, due_us=due))
+
+        self._do("events.emit", action)
+        return event
+
+    @property
+    def iteration(self) -> int:
+        """The number of the iteration this unit belongs to."""
+        return self._inside("iteration").iteration
+
+    @property
+    def now(self) -> datetime:
+        """The time of this unit, in UTC: the same whenever it is asked for."""
+        return from_us(self._inside("now").now_us)
+
+    @property
+    def random(self) -> random.Random:
+        """A source of randomness with a recorded seed of its own for this unit."""
+        return self._inside("random").random
+
+    @property
+    def resumed(self) -> bool:
+        """True where the database had an earlier run."""
+        return self._inside("resumed").resumed
+
+    # -- files --
+
+    def to_json(self, indent: int | None = 2) -> str:
+        """Return every key with its value as one JSON object."""
+        import json
+
+        return json.dumps(self.get_all(), ensure_ascii=False, indent=indent)
+
+    def from_json(self, text: str, *, merge: bool = False) -> None:
+        """Take every key of a JSON object; keys that it does not name are removed unless `merge` is True.
+
+        Nothing changes where the text is not an object of storable values.
+        """
+        import json
+
+        try:
+            values = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InvalidValue(f"this is no JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise InvalidValueType(f"the JSON is {type(values).__name__}, wanted is an object with one entry per key")
+        texts = {}
+        for key, value in values.items():
+            full = self._writable(key)
+            texts[full] = encode(value, f"state key {full!r}", self._limits)
+        prefix = self._prefix
+
+        def action(unit: Unit) -> None:
+            if not merge:
+                for key, _ in list(unit.items(prefix)):
+                    if key not in texts:
+                        unit.write(key, None)
+            for key, text in texts.items():
+                unit.write(key, text)
+
+        self._do("state.from_json", action)
+
+    def save_to_file(self, path: str | os.PathLike[str]) -> None:
+        """Write every key to a JSON file, whole or not at all (mode 0600)."""
+        target = Path(path)
+        descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(self.to_json())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, target)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def load_from_file(self, path: str | os.PathLike[str], *, merge: bool = False) -> None:
+        """Take every key of a JSON file that `save_to_file` wrote."""
+        self.from_json(Path(path).read_text(encoding="utf-8"), merge=merge)
+
+    def get_stats(self) -> dict[str, Any]:
+        """Return name and number of keys."""
+        keys = sum(1 for _ in self._view().items(self._prefix))
+        return {
+            "name": self.name,
+            "total_keys": keys,
+            "history_size": None if self._host else len(self._memory().changes),
+        }
+
+    # -- as a mapping, for reading --
+
+    def __contains__(self, key: str) -> bool:
+        return self.has(key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.get_all())
+
+    def __repr__(self) -> str:
+        kind = "of a unit" if self._unit is not None else "of a loop" if self._host is not None else "in memory"
+        return f"<StateContext {self.name!r} {kind}>"

@@ -1,0 +1,163 @@
+"""The private socket by which commands reach a running loop.
+
+A line of JSON in, a line of JSON out: `{"command": "state.set", "arguments": {…}}` is answered, once the change is
+committed, by `{"ok": true, "result": …}` or `{"ok": false, "error": …, "type": …}`. The socket has mode 0600 and
+stands beside the database; who asks is taken from the kernel, not from the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import pwd
+import socket
+import struct
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ael_store import errors
+from ael_store.errors import AelError, LoopNotRunning
+
+if TYPE_CHECKING:
+    from ael_store.runtime.host import Host
+
+__all__ = ["ControlServer", "actor", "ask"]
+
+LONGEST_PATH = 100
+LONGEST_LINE = 64 * 1024 * 1024
+ANSWER_TIMEOUT_S = 60.0
+
+log = logging.getLogger("ael_store.control")
+
+
+class ControlServer:
+    """Takes commands of other processes of the same user."""
+
+    def __init__(self, database: Path, host: Host) -> None:
+        self.host = host
+        self._database = database
+        self._server: asyncio.Server | None = None
+        self._path: Path | None = None
+        self._folder: Path | None = None
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> str | None:
+        """Open the socket and return its path; None where the machine allows none (commands are refused then)."""
+        path = self._database.with_name(self._database.name + ".sock")
+        if len(os.fsencode(path)) > LONGEST_PATH:
+            self._folder = Path(tempfile.mkdtemp(prefix="ael-"))
+            path = self._folder / "sock"
+        try:
+            path.unlink(missing_ok=True)
+            before = os.umask(0o177)
+            try:
+                self._server = await asyncio.start_unix_server(self._serve, str(path), limit=LONGEST_LINE)
+            finally:
+                os.umask(before)
+        except OSError as error:
+            log.warning("no socket for commands at %s (%s): `ael` can only read while the loop runs", path, error)
+            return None
+        self._path = path
+        return str(path)
+
+    async def stop(self) -> None:
+        """Close the socket; a command that waits gets its answer first."""
+        if self._server is not None:
+            self._server.close()
+            if self._connections:
+                await asyncio.wait(self._connections, timeout=0.2)
+                for task in self._connections:
+                    task.cancel()
+        if self._path is not None:
+            self._path.unlink(missing_ok=True)
+        if self._folder is not None:
+            with contextlib.suppress(OSError):
+                self._folder.rmdir()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            who = _peer(writer.get_extra_info("socket"))
+            while line := await reader.readline():
+                writer.write(orjson.dumps(await self._answer(line, who)) + b"\n")
+                await writer.drain()
+        except (ConnectionError, ValueError, asyncio.CancelledError):
+            pass
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _answer(self, line: bytes, who: str) -> dict[str, Any]:
+        try:
+            request = orjson.loads(line)
+            name, arguments = request["command"], request.get("arguments", {})
+            if not isinstance(name, str) or not isinstance(arguments, dict):
+                raise ValueError
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return {
+                "ok": False,
+                "type": "UsageError",
+                "error": "this is no command: a JSON object with `command` is wanted",
+            }
+        try:
+            result = await asyncio.wrap_future(self.host.request(name, arguments, who))
+        except Exception as error:
+            return {"ok": False, "type": type(error).__name__, "error": str(error)}
+        return {"ok": True, "result": result}
+
+
+def _peer(connection: Any) -> str:
+    """Return who is at the other end: user, uid and pid."""
+    try:
+        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        pid, uid, _ = struct.unpack("3i", raw)
+    except (OSError, AttributeError):
+        return "unknown"
+    return _user(uid, pid)
+
+
+def _user(uid: int, pid: int) -> str:
+    try:
+        name = pwd.getpwuid(uid).pw_name
+    except KeyError:
+        name = "?"
+    return f"{name} (uid {uid}, pid {pid})"
+
+
+def actor() -> str:
+    """Return who this process is, as the audit names it."""
+    return _user(os.getuid(), os.getpid())
+
+
+def ask(path: str, command: str, arguments: dict[str, Any]) -> Any:
+    """Have a running loop carry out a command; returns its result once that is committed.
+
+    Raises the error that the loop refused it with, or LoopNotRunning where nobody answers.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(ANSWER_TIMEOUT_S)
+        try:
+            connection.connect(path)
+            connection.sendall(orjson.dumps({"command": command, "arguments": arguments}) + b"\n")
+            with connection.makefile("rb") as file:
+                line = file.readline()
+        except OSError as error:
+            raise LoopNotRunning(
+                f"the loop does not answer at {path} ({error}): it is just starting or ending; try again"
+            ) from None
+    if not line:
+        raise LoopNotRunning("the loop ended before it answered; look at `ael status` and try again")
+    answer = orjson.loads(line)
+    if answer.get("ok"):
+        return answer.get("result")
+    kind = getattr(errors, str(answer.get("type")), AelError)
+    if not (isinstance(kind, type) and issubclass(kind, AelError)):
+        kind = AelError
+    raise kind(answer.get("error", "refused"))

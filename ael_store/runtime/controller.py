@@ -1,0 +1,303 @@
+"""The controller: what users start and stop.
+
+controller = AELController(agent_manager=manager, tick_rate=1.0)
+await controller.start()          # runs until it is stopped
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, TypeVar, overload
+
+from ael_store.clock import Clock, SystemClock, iso
+from ael_store.errors import InvalidSetting, NotAllowedHere, UsageError
+from ael_store.model.values import Limits
+from ael_store.runtime.bus import EventBus
+from ael_store.runtime.context import StateContext
+from ael_store.runtime.current import current_unit
+from ael_store.runtime.host import Host
+from ael_store.runtime.manager import AgentManager
+from ael_store.runtime.measure import IterationSummary
+from ael_store.runtime.run import Recovery, Run
+from ael_store.runtime.scheduler import Scheduler, check_strategy
+from ael_store.settings import Settings
+from ael_store.store.store import Store
+
+__all__ = ["AELController"]
+
+R = TypeVar("R")
+
+log = logging.getLogger("ael_store.loop")
+
+
+class AELController:
+    """The loop over one database.
+
+    `store` is a path, a URL, or a `Store`; without one `AEL_DB`, else `ael.db` in the working directory, so a loop
+    is durable unless it is told `store=":memory:"`. `tick_rate` is the period of the clock in seconds, 0 means
+    back to back. What else can be set is in `settings`; the arguments here win over it.
+    """
+
+    def __init__(
+        self,
+        agent_manager: AgentManager | None = None,
+        event_bus: EventBus | None = None,
+        scheduler: Scheduler | None = None,
+        state_context: StateContext | None = None,
+        tick_rate: float = 1.0,
+        strategy: str = "priority",
+        *,
+        store: str | os.PathLike[str] | Store | None = None,
+        durability: str | None = None,
+        max_agents: int | None = None,
+        settings: Settings | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        check_tick_rate(tick_rate)
+        check_strategy(strategy)
+        if max_agents is not None and (type(max_agents) is not int or max_agents < 1):
+            raise InvalidSetting(f"max_agents is {max_agents!r}, wanted is an integer from 1, or None for all")
+        settings = settings or Settings()
+        self.settings = replace(
+            settings,
+            tick_rate=float(tick_rate),
+            strategy=check_strategy(strategy) if scheduler is None else scheduler.strategy,
+            max_agents=settings.max_agents if max_agents is None else max_agents,
+            durability=settings.durability if durability is None else durability,  # type: ignore[arg-type]
+        )
+        self.clock: Clock = clock or SystemClock()
+        self.agent_manager = agent_manager if agent_manager is not None else AgentManager()
+        self.event_bus = event_bus if event_bus is not None else EventBus()
+        self.scheduler = scheduler if scheduler is not None else Scheduler(strategy)
+        self.state_context = state_context if state_context is not None else StateContext()
+        if isinstance(store, Store):
+            self.store = store
+        else:
+            address = store if store is not None else os.environ.get("AEL_DB") or "ael.db"
+            self.store = Store(address, durability=self.settings.durability)
+        limits = Limits(
+            self.settings.key_bytes,
+            self.settings.value_bytes,
+            self.settings.event_bytes,
+            self.settings.value_depth,
+        )
+        self._host = Host(self.clock, self.store, limits)
+        self._attach()
+        self._run: Run | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._ended: Future[None] | None = None
+        self._signals = 0
+        self._last_stats: dict[str, Any] = {"iteration": 0, "uptime_seconds": 0.0, "start_time": None}
+
+    def _attach(self) -> None:
+        host = self._host
+        for part in (self.agent_manager, self.event_bus, self.state_context):
+            if part._host is not None and part._host.run is not None:  # type: ignore[union-attr]
+                raise UsageError(f"{part!r} belongs to a loop that is running; a second loop needs one of its own")
+        lone = self.state_context._lone
+        self.agent_manager._host = host
+        self.event_bus._host = host
+        self.state_context._host = host
+        if lone is not None:  # what was set before there was a loop waits for its start
+            self.state_context._lone = None
+            values = [(key, cell.text) for key, cell in lone.state.cells.items()]
+            for key, text in values:
+                host.submit("state.set", lambda unit, key=key, text=text: unit.write(key, text))  # type: ignore[misc]
+
+    # -- running --
+
+    async def start(self) -> None:
+        """Run until stopped; the run has ended and everything is committed when this returns.
+
+        Cancelling it is a stop. Raises, before anything has run: OwnedElsewhere where another loop owns the
+        database, NotADatabase, DatabaseDamaged, DatabaseNotUsable, SchemaTooNew; later StorageFailed or
+        OwnershipLost, where the run ends at once and a restart resumes at the last commit.
+        """
+        await self._live(None)
+
+    async def run(self, iterations: int) -> None:
+        """Run this many more iterations, then shut down cleanly."""
+        if type(iterations) is not int or iterations < 1:
+            raise InvalidSetting(f"iterations is {iterations!r}, wanted is an integer from 1")
+        await self._live(iterations)
+
+    async def _live(self, iterations: int | None) -> None:
+        if self._task is not None:
+            raise UsageError("this loop is running already; stop it first, or make another controller")
+        self._loop = asyncio.get_running_loop()
+        self._ended = Future()
+        self._signals = 0
+        self._task = asyncio.create_task(self._work(iterations), name="ael-loop")
+        restore = self._handle_signals()
+        try:
+            while not self._task.done():
+                try:
+                    await asyncio.shield(self._task)
+                except asyncio.CancelledError:
+                    if self._task.done():
+                        break
+                    self._request_stop()
+                    await asyncio.wait({self._task})
+                    if not self._task.cancelled() and self._task.exception() is not None:
+                        break
+                    raise
+            self._task.result()
+        finally:
+            restore()
+            self._task = None
+            self._ended.set_result(None)
+
+    async def _work(self, iterations: int | None) -> None:
+        run = self._run = Run(
+            self._host,
+            self.store,
+            self.settings,
+            self.agent_manager,
+            self.event_bus,
+            self.scheduler,
+            self.state_context,
+            self.clock,
+        )
+        run.iterations_left = iterations
+        failure: BaseException | None = None
+        try:
+            await run.begin()
+            await run.main()
+            run.stopping = True
+            await run.end()
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            self._last_stats = self._stats_of(run)
+            self._run = None
+            await run.close(failure)
+
+    async def stop(self) -> None:
+        """Stop the loop. Returns when the run has ended; inside a hook at once. From any task or thread."""
+        ended = self._ended
+        self._request_stop()
+        unit = current_unit.get()
+        if ended is None or ended.done() or (unit is not None and self._host.owns(unit)):
+            return
+        await asyncio.shield(asyncio.wrap_future(ended))
+
+    def _request_stop(self) -> None:
+        run = self._run
+        if run is not None:
+            run.stopping = True
+            run.wake()
+
+    def _handle_signals(self) -> Callable[[], None]:
+        """Take SIGINT and SIGTERM as a stop where nobody else does; returns how to put them back."""
+        if threading.current_thread() is not threading.main_thread():
+            return lambda: None
+        if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+            return lambda: None
+        loop = asyncio.get_running_loop()
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        taken: list[signal.Signals] = []
+        for number in before:
+            try:
+                loop.add_signal_handler(number, self._on_signal, number)
+                taken.append(number)
+            except (NotImplementedError, RuntimeError, ValueError):
+                continue
+
+        def restore() -> None:
+            for number in taken:
+                loop.remove_signal_handler(number)
+                signal.signal(number, before[number])
+
+        return restore
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        self._signals += 1
+        if self._signals > 1:
+            log.warning("second %s: ending at once; the next start resumes at the last commit", number.name)
+            os._exit(128 + number)
+        log.info("%s: stopping (a second one ends at once)", number.name)
+        self._request_stop()
+
+    # -- from outside --
+
+    @overload
+    async def transact(self, fn: Callable[[StateContext], Awaitable[R]]) -> R: ...
+
+    @overload
+    async def transact(self, fn: Callable[[StateContext], R]) -> R: ...
+
+    async def transact(self, fn: Callable[[StateContext], Any]) -> Any:
+        """Run `fn(context)` as a unit of work in the next iteration; returns its result once committed.
+
+        `fn` may be async. What it raises is raised here, and nothing that it wrote remains. Raises
+        LoopNotRunning where the loop does not run, NotAllowedHere inside a hook (which is a unit already).
+        """
+        unit = current_unit.get()
+        if unit is not None and self._host.owns(unit) and not unit.closed:
+            raise NotAllowedHere("this hook is a unit of work already: use its `context` instead of `transact`")
+        return await asyncio.wrap_future(self._host.request("transact", {"function": fn}))
+
+    def observe(self, observer: Callable[[IterationSummary], None]) -> None:
+        """Call `observer(summary)` after each iteration, on the loop's thread; it must be quick."""
+        self._host.observers.append(observer)
+
+    @property
+    def recovery(self) -> Recovery | None:
+        """What the current run found when it began; None while none runs."""
+        return None if self._run is None else self._run.recovery
+
+    @property
+    def running(self) -> bool:
+        """True from the start of a run to its end."""
+        return self._task is not None
+
+    def get_stats(self) -> dict[str, Any]:
+        """Return the loop's figures and those of its parts."""
+        figures = self._last_stats if self._run is None else self._stats_of(self._run)
+        return {
+            "running": self.running,
+            **figures,
+            "tick_rate": self.settings.tick_rate,
+            "strategy": self.scheduler.strategy,
+            "database": str(self.store.path),
+            "agent_manager": self.agent_manager.get_stats(),
+            "event_bus": self.event_bus.get_stats(),
+            "scheduler": self.scheduler.get_stats(),
+            "state_context": self.state_context.get_stats(),
+        }
+
+    def _stats_of(self, run: Run) -> dict[str, Any]:
+        journal = getattr(run, "journal", None)
+        uptime_s = (self.clock.now_us() - run.started_us) / 1e6 if run.started_us else 0.0
+        return {
+            "iteration": 0 if journal is None else journal.iteration,
+            "uptime_seconds": max(0.0, uptime_s),
+            "start_time": iso(run.started_us) if run.started_us else None,
+            "this_run": run.meter.get_stats(),
+        }
+
+    def __repr__(self) -> str:
+        return f"<AELController {self.store.path} {'running' if self.running else 'stopped'}>"
+
+
+def check_tick_rate(tick_rate: Any) -> None:
+    """Raise InvalidSetting unless this is a period in seconds."""
+    if (
+        isinstance(tick_rate, bool)
+        or not isinstance(tick_rate, int | float)
+        or not math.isfinite(tick_rate)
+        or tick_rate < 0
+    ):
+        raise InvalidSetting(
+            f"tick_rate is {tick_rate!r}, wanted is a period in seconds from 0 (back to back), like 1.0"
+        )

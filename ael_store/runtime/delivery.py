@@ -1,0 +1,367 @@
+"""Delivers events: a cursor per subscription, strict order, each delivery in a unit that also moves the cursor.
+
+Pending events of subscribers that are there wait in memory, up to a bound; what is beyond it, or was left from an
+earlier run, is read from the log when its turn comes (only committed events are read). Among all subscriptions the
+oldest event goes first. In an iteration only events are delivered that were emitted before its delivery step, so
+it always ends; what handlers emit comes in the next one, which follows at once.
+
+A delivery that fails is tried again after a pause that doubles, and blocks its subscription meanwhile, so that
+order holds; after the last attempt it becomes a dead letter and the cursor moves on. A conflict is tried again at
+once and counts as no attempt.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from ael_store.model.event import Event, EventRecord, compile_patterns
+from ael_store.model.records import DeadLetterRecord, SubscriptionRecord
+from ael_store.model.unit import Unit
+from ael_store.runtime.journal import Journal
+
+if TYPE_CHECKING:
+    from ael_store.runtime.roster import AgentSlot
+    from ael_store.settings import Settings
+
+__all__ = ["Deliveries", "Subscription"]
+
+QUEUE_LIMIT = 1000
+REFILL = 256
+FIRST_RETRY_S = 1.0
+TYPES_REMEMBERED = 10_000
+
+log = logging.getLogger("ael_store.delivery")
+
+
+class Subscription:
+    """One cursor with its subscriber, if that is there."""
+
+    __slots__ = ("callback", "complete", "matches", "queue", "queued", "record", "slot", "wild_only")
+
+    def __init__(self, record: SubscriptionRecord) -> None:
+        self.record = record
+        self.slot: AgentSlot | None = None
+        self.callback: Callable[[Event], Any] | None = None
+        self.queue: deque[EventRecord] = deque()
+        self.queued = False
+        self.complete = False
+        """True where `queue` holds everything that is pending."""
+        self.matches = compile_patterns(record.patterns)
+        self.wild_only = all(set(pattern) == {"*"} for pattern in record.patterns)
+
+    @property
+    def attached(self) -> bool:
+        return self.callback is not None or (self.record.agent_id is not None and self.slot is not None)
+
+    def ready(self, now_us: int) -> bool:
+        """True where its next event may be delivered now."""
+        record, slot = self.record, self.slot
+        if record.retry_us is not None and record.retry_us > now_us:
+            return False
+        if slot is not None:
+            return slot.started and slot.ready(now_us)
+        return self.callback is not None
+
+
+class Deliveries:
+    """All subscriptions of a database, and what waits for them."""
+
+    def __init__(self, journal: Journal, settings: Settings, records: Iterable[SubscriptionRecord]) -> None:
+        self.journal = journal
+        self.settings = settings
+        self.known_types: set[str] = set()
+        self.subscriptions: dict[int, Subscription] = {record.id: Subscription(record) for record in records}
+        self._by_type: dict[str, tuple[Subscription, ...]] = {}
+        self._heap: list[tuple[int, int]] = []
+        self._waiting: set[int] = set()
+        """Subscriptions that have something pending and could not get it when their turn came."""
+
+    # -- who is subscribed --
+
+    def _changed(self) -> None:
+        self._by_type.clear()
+
+    def _open(self, subscriber: str, patterns: tuple[str, ...], agent_id: int | None, now_us: int) -> Subscription:
+        self.journal.subscription_id += 1
+        record = SubscriptionRecord(
+            self.journal.subscription_id,
+            subscriber,
+            agent_id,
+            self.journal.event_id,
+            0,
+            None,
+            None,
+            now_us,
+            now_us,
+            None,
+            0,
+            patterns,
+        )
+        subscription = self.subscriptions[record.id] = Subscription(record)
+        subscription.complete = True
+        self.journal.changed(record)
+        self.journal.commit.patterns.append(record)
+        self._changed()
+        return subscription
+
+    def attach_agent(self, slot: AgentSlot, now_us: int) -> None:
+        """Connect an agent to the cursor of its `subscriptions`; a new one starts from now.
+
+        Where the patterns have changed since, the cursor goes on with the new ones.
+        """
+        patterns = tuple(sorted(set(slot.agent.subscriptions)))
+        found = next((s for s in self.subscriptions.values() if s.record.agent_id == slot.record.id), None)
+        if found is not None and found.record.patterns != patterns:
+            cursor = found.record.cursor
+            self._end(found, now_us)
+            found = None
+            if patterns:
+                fresh = self._open(slot.name, patterns, slot.record.id, now_us)
+                fresh.record.cursor = cursor
+                fresh.complete = False
+                found = fresh
+        if found is None:
+            if not patterns:
+                return
+            found = self._open(slot.name, patterns, slot.record.id, now_us)
+        found.record.subscriber = slot.name
+        found.slot = slot
+        found.record.seen_us = now_us
+        self._wait_for(found)
+
+    def attach_callback(
+        self,
+        subscriber: str,
+        pattern: str,
+        callback: Callable[[Event], Any],
+        slot: AgentSlot | None,
+        now_us: int,
+    ) -> None:
+        """Connect a callback to the cursor of (subscriber, pattern); a new one starts from now."""
+        found = self._find(subscriber, pattern)
+        if found is None:
+            found = self._open(subscriber, (pattern,), None, now_us)
+        found.callback = callback
+        found.slot = slot
+        found.record.seen_us = now_us
+        self._wait_for(found)
+
+    def _find(self, subscriber: str, pattern: str) -> Subscription | None:
+        for subscription in self.subscriptions.values():
+            record = subscription.record
+            if record.agent_id is None and record.subscriber == subscriber and record.patterns == (pattern,):
+                return subscription
+        return None
+
+    def end(self, subscriber: str, pattern: str | None, now_us: int) -> None:
+        """End the callbacks' cursors of a subscriber: of one pattern, or all of them."""
+        for subscription in list(self.subscriptions.values()):
+            record = subscription.record
+            if record.agent_id is None and record.subscriber == subscriber and pattern in (None, *record.patterns):
+                self._end(subscription, now_us)
+
+    def end_agent(self, agent_id: int, name: str, now_us: int) -> None:
+        """End every cursor of an agent, its callbacks' too."""
+        for subscription in list(self.subscriptions.values()):
+            if subscription.record.agent_id == agent_id:
+                self._end(subscription, now_us)
+        self.end(name, None, now_us)
+
+    def _end(self, subscription: Subscription, now_us: int) -> None:
+        record = subscription.record
+        record.ended_us = now_us
+        self.journal.changed(record)
+        del self.subscriptions[record.id]
+        self._waiting.discard(record.id)
+        self._changed()
+
+    def subscribers_of(self, type: str) -> tuple[Subscription, ...]:
+        found = self._by_type.get(type)
+        if found is None:
+            if len(self._by_type) > TYPES_REMEMBERED:
+                self._by_type.clear()
+            found = tuple(s for s in self.subscriptions.values() if s.matches(type))
+            self._by_type[type] = found
+        return found
+
+    def wanted(self, type: str) -> bool:
+        """True where a pattern other than a bare `*` matches a type."""
+        return any(not subscription.wild_only for subscription in self.subscribers_of(type))
+
+    # -- what waits --
+
+    def route(self, events: Iterable[EventRecord]) -> None:
+        """Queue new events with those who want them."""
+        for event in events:
+            self.known_types.add(event.type)
+            for subscription in self.subscribers_of(event.type):
+                if not subscription.attached or not subscription.complete:
+                    subscription.complete = False
+                    if subscription.attached:
+                        self._waiting.add(subscription.record.id)
+                    continue
+                if len(subscription.queue) >= QUEUE_LIMIT:
+                    subscription.complete = False
+                    continue
+                subscription.queue.append(event)
+                if not subscription.queued:
+                    self._push(subscription)
+
+    def _push(self, subscription: Subscription) -> None:
+        subscription.queued = True
+        heapq.heappush(self._heap, (subscription.queue[0].id, subscription.record.id))
+
+    def _wait_for(self, subscription: Subscription) -> None:
+        if subscription.queue or not subscription.complete:
+            self._waiting.add(subscription.record.id)
+
+    def to_refill(self, now_us: int) -> list[Subscription]:
+        """Return those whose queue has run empty while the log has more for them."""
+        return [
+            subscription
+            for number in self._waiting
+            if (subscription := self.subscriptions.get(number)) is not None
+            and not subscription.queue
+            and not subscription.complete
+            and subscription.attached
+            and subscription.ready(now_us)
+        ]
+
+    def types_for(self, subscription: Subscription) -> list[str]:
+        """Return the known event types that a subscription wants."""
+        return [type for type in self.known_types if subscription.matches(type)]
+
+    def refilled(self, subscription: Subscription, records: list[EventRecord], until: int) -> None:
+        """Queue what was read from the log; `until` is the last event that was looked at."""
+        subscription.queue.extend(records)
+        subscription.complete = len(records) < REFILL and until == self.journal.event_id
+        if subscription.queue:
+            if not subscription.queued:
+                self._push(subscription)
+        elif subscription.complete:
+            self._waiting.discard(subscription.record.id)
+
+    def wake(self, now_us: int) -> None:
+        """Put those that could not get their event, and can now, back in line."""
+        for number in list(self._waiting):
+            subscription = self.subscriptions.get(number)
+            if subscription is None:
+                self._waiting.discard(number)
+            elif subscription.queue and not subscription.queued and subscription.ready(now_us):
+                self._waiting.discard(number)
+                self._push(subscription)
+
+    def has_next(self, boundary: int) -> bool:
+        """True where an event up to `boundary` is in line."""
+        return bool(self._heap) and self._heap[0][0] <= boundary
+
+    def next(self, boundary: int, now_us: int) -> tuple[Subscription, EventRecord] | None:
+        """Return the oldest event up to `boundary` that can be delivered, with its subscription."""
+        heap = self._heap
+        while heap and heap[0][0] <= boundary:
+            _, number = heapq.heappop(heap)
+            subscription = self.subscriptions.get(number)
+            if subscription is None:
+                continue
+            subscription.queued = False
+            if not subscription.queue:
+                continue
+            if not subscription.ready(now_us):
+                self._waiting.add(number)
+                continue
+            return subscription, subscription.queue[0]
+        return None
+
+    def pending_now(self, now_us: int) -> bool:
+        """True where something can be delivered at once."""
+        if self._heap:
+            return True
+        return any(
+            subscription.ready(now_us) and (subscription.queue or (subscription.attached and not subscription.complete))
+            for number in self._waiting
+            if (subscription := self.subscriptions.get(number)) is not None
+        )
+
+    def next_retry_us(self, now_us: int) -> int | None:
+        """Return when a blocked subscription may try again."""
+        times = []
+        for number in self._waiting:
+            subscription = self.subscriptions.get(number)
+            if subscription is not None and subscription.record.retry_us is not None:
+                times.append(subscription.record.retry_us)
+        return min(times, default=None)
+
+    # -- after a delivery --
+
+    def began(self, subscription: Subscription) -> None:
+        """The first event of the queue is being delivered; nothing else of this subscription until it ended."""
+        self._waiting.discard(subscription.record.id)
+
+    def settle(self, subscription: Subscription, event_id: int, unit: Unit) -> SubscriptionRecord | None:
+        """Move the cursor, or count the attempt, before the unit is applied.
+
+        Returns the record where the cursor moves with this unit.
+        """
+        record = subscription.record
+        if unit.outcome == "success":
+            self._advance(subscription, event_id)
+            return record
+        if unit.outcome in ("error", "timeout"):
+            record.attempts = record.attempts + 1 if record.attempt_event_id == event_id else 1
+            record.attempt_event_id = event_id
+            if record.attempts < self.settings.delivery_attempts:
+                pause_s = FIRST_RETRY_S * 2 ** (record.attempts - 1)
+                record.retry_us = unit.now_us + int(pause_s * 1_000_000)
+        self.journal.changed(record)
+        return None
+
+    def give_up(self, subscription: Subscription, event_id: int, unit: Unit) -> None:
+        """After the last attempt: lay the event aside as a dead letter and move on; the unit is applied already."""
+        record = subscription.record
+        if record.attempt_event_id != event_id or record.attempts < self.settings.delivery_attempts:
+            return
+        self.journal.dead_letter_id += 1
+        self.journal.commit.dead_letters.append(
+            DeadLetterRecord(
+                self.journal.dead_letter_id,
+                record.id,
+                event_id,
+                record.attempts,
+                str(unit.failure)[:500],
+                self.journal.tick_id,
+                unit.now_us,
+                None,
+            )
+        )
+        self.journal.move("cursor", record.subscriber, {"subscription": record.id, "dead_letter": event_id})
+        log.error(
+            "%s could not handle event %d after %d attempts; it is a dead letter now: %s",
+            record.subscriber,
+            event_id,
+            record.attempts,
+            unit.failure,
+        )
+        self._advance(subscription, event_id)
+
+    def _advance(self, subscription: Subscription, event_id: int) -> None:
+        record = subscription.record
+        record.cursor = event_id
+        record.attempts, record.attempt_event_id, record.retry_us = 0, None, None
+        queue = subscription.queue
+        if queue and queue[0].id == event_id:
+            queue.popleft()
+        self.journal.changed(record)
+
+    def ended(self, subscription: Subscription) -> None:
+        """A delivery has ended, whatever its outcome: put the subscription back in line if it has more."""
+        if subscription.record.id not in self.subscriptions:
+            return
+        if subscription.queue:
+            if not subscription.queued:
+                self._push(subscription)
+        elif not subscription.complete:
+            self._waiting.add(subscription.record.id)

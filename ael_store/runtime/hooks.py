@@ -1,0 +1,92 @@
+"""Turns a hook of an agent, or a subscribed callback, into a job for the workbench."""
+
+from __future__ import annotations
+
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING, Any
+
+from ael_store.model.event import Event, EventRecord
+from ael_store.model.unit import Kind, Unit
+from ael_store.runtime.agent import overrides
+from ael_store.runtime.context import StateContext
+from ael_store.runtime.tick import Job
+
+if TYPE_CHECKING:
+    from ael_store.runtime.delivery import Subscription
+    from ael_store.runtime.roster import AgentSlot
+    from ael_store.runtime.run import Run
+
+__all__ = ["error_job", "event_job", "hook_job"]
+
+
+def hook_job(run: Run, slot: AgentSlot, kind: Kind, *, limit_s: float | None = None) -> Job:
+    """Return the job of `on_start`, `on_tick` or `on_shutdown`; the agent is busy until it is settled."""
+    hook = f"on_{kind}"
+    unit = run.new_unit(kind, slot.name)
+    context = _context(run, unit, slot)
+    agent = slot.agent
+    if kind == "tick":
+        object.__setattr__(agent, "tick_count", slot.stats.ticks + 1)
+    job = Job(
+        unit,
+        lambda: getattr(agent, hook)(context),
+        threaded=slot.threaded[hook],
+        limit_s=slot.limit_s if limit_s is None else limit_s,
+        background=agent.background and kind == "tick",
+        slot=slot,
+    )
+    slot.busy = job
+    return job
+
+
+def event_job(run: Run, subscription: Subscription, record: EventRecord) -> Job:
+    """Return the job that hands an event to an agent's `on_event`, or to a callback."""
+    event = Event.from_record(record)
+    slot = subscription.slot
+    unit = run.new_unit("event", subscription.record.subscriber, cause=Event.from_record(record))
+    callback = subscription.callback
+    if callback is not None:
+        job = Job(
+            unit,
+            lambda: callback(event),
+            threaded=not iscoroutinefunction(callback),
+            limit_s=run.settings.tick_timeout if slot is None else slot.limit_s,
+            slot=slot,
+            subscription=subscription,
+        )
+    else:
+        assert slot is not None
+        agent, context = slot.agent, _context(run, unit, slot)
+        job = Job(
+            unit,
+            lambda: agent.on_event(event, context),
+            threaded=slot.threaded["on_event"],
+            limit_s=slot.limit_s,
+            background=agent.background,
+            slot=slot,
+            subscription=subscription,
+        )
+    if slot is not None:
+        slot.busy = job
+    return job
+
+
+def error_job(run: Run, slot: AgentSlot, error: BaseException, cause: Event | None) -> Job | None:
+    """Return the job of `on_error`, None where the agent has none of its own."""
+    agent = slot.agent
+    if not overrides(agent, "on_error"):
+        return None
+    unit = run.new_unit("error", slot.name, cause=cause)
+    context = _context(run, unit, slot)
+    shown: Any = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+    return Job(
+        unit,
+        lambda: agent.on_error(shown, context),
+        threaded=slot.threaded["on_error"],
+        limit_s=slot.limit_s,
+        slot=slot,
+    )
+
+
+def _context(run: Run, unit: Unit, slot: AgentSlot) -> StateContext:
+    return StateContext._of_unit(unit, run.host, run.context.name, slot.name)

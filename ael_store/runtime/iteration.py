@@ -1,0 +1,474 @@
+"""One iteration, from top to bottom: outside → select → tick → deliver → commit → measure.
+
+Everything that an iteration did is committed together, and the next one begins only after that. An iteration in
+which nothing happened waits in memory for the next commit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from ael_store.model.event import Emission, Event
+from ael_store.model.records import IterationRecord
+from ael_store.model.unit import Failure, SubscriptionRequest, Unit
+from ael_store.runtime.commands import carry_out
+from ael_store.runtime.context import StateContext
+from ael_store.runtime.delivery import REFILL
+from ael_store.runtime.hooks import error_job, event_job, hook_job
+from ael_store.runtime.journal import SOURCE, failure_of, loop_event
+from ael_store.runtime.measure import IterationSummary
+from ael_store.runtime.outside import Request
+from ael_store.runtime.tick import Job
+
+if TYPE_CHECKING:
+    from ael_store.runtime.roster import AgentSlot
+    from ael_store.runtime.run import Run
+
+__all__ = ["Due", "collect_outside", "reconcile", "run_iteration", "settle"]
+
+log = logging.getLogger("ael_store.loop")
+
+
+@dataclass(frozen=True, slots=True)
+class Due:
+    """Why the loop goes round."""
+
+    clock: bool
+    """A slot of the clock: agents without a trigger are selected."""
+    missed: int
+    late_s: float
+    now_us: int
+    began: float
+    """Monotonic time at which it was found due."""
+    going: bool
+    """False while paused: only commands and changes from outside are taken up."""
+    draining: bool = False
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Counts of the iteration so far."""
+
+    ticks: int = 0
+    deliveries: int = 0
+    errors: int = 0
+    failed: tuple[str, ...] = ()
+
+
+async def run_iteration(run: Run, due: Due) -> None:
+    """Go round once."""
+    if not due.going and not due.draining:
+        await _while_paused(run)
+        return
+    journal = run.journal
+    journal.iteration += 1
+    journal.place = 0
+    journal.clock += due.clock
+    if due.clock and run.desk.steps:
+        run.desk.steps -= 1
+    first_tick, first_event, first_change = journal.tick_id, journal.event_id, run.state.change_id
+    tally = _Tally()
+
+    reconcile(run)
+    collect_late(run, tally)
+    outside = collect_outside(run)
+    await tick(run, select(run, due), outside, tally)
+    await deliver(run, tally)
+    ran_s = run.clock.monotonic() - due.began
+    journal.commit.iterations.append(
+        IterationRecord(
+            journal.iteration,
+            journal.run_id,
+            0,
+            journal.clock,
+            due.now_us,
+            int(ran_s * 1_000_000),
+            tally.ticks,
+            tally.errors,
+            journal.event_id - first_event,
+            due.missed,
+            first_tick,
+        )
+    )
+    commit_s = await commit(run)
+    summary = IterationSummary(
+        journal.iteration,
+        tally.ticks,
+        tally.deliveries,
+        tally.errors,
+        journal.event_id - first_event,
+        run.state.change_id - first_change,
+        due.missed,
+        due.late_s,
+        ran_s,
+        commit_s,
+        pending=sum(len(s.queue) for s in run.deliveries.subscriptions.values()) if run.observed else 0,
+        background=len(run.workbench.background),
+        failed=tally.failed,
+    )
+    run.meter.add(summary)
+    if due.missed:
+        log.warning("iteration %d: %d slots of the clock were lost", journal.iteration, due.missed)
+    run.show(summary)
+
+
+async def _while_paused(run: Run) -> None:
+    """Commands, changes from outside and late results are committed; nothing else runs."""
+    run.journal.place = 0
+    tally = _Tally()
+    reconcile(run)
+    collect_late(run, tally)
+    for job in collect_outside(run):
+        await run.workbench.run(iter_jobs([job]), lambda job: settle(run, job, tally))
+    await run.commit("command")
+
+
+def iter_jobs(jobs: list[Job]) -> Any:
+    """Return a function that gives one job after another, then None."""
+    waiting = deque(jobs)
+    return lambda: waiting.popleft() if waiting else None
+
+
+# -- before the ticks --------------------------------------------------------------------------------
+
+
+def reconcile(run: Run) -> None:
+    """Take up agents that were registered, unregistered or switched since."""
+    now_us = run.clock.now_us()
+    if run.roster_dirty:
+        run.roster_dirty = False
+        wanted = run.manager.agents
+        for slot in list(run.roster):
+            if wanted.get(slot.name) is not slot.agent:
+                _retire(run, slot, now_us)
+        for name, agent in wanted.items():
+            if name not in run.roster.slots:
+                try:
+                    run.add_agent(agent, now_us)
+                except Exception as error:
+                    log.error("agent %s can't join: %s", name, error)
+                    run.manager._agents.pop(name, None)
+    while run.flags_changed:
+        run.roster.follow(run.flags_changed.popleft())
+
+
+def _retire(run: Run, slot: AgentSlot, now_us: int) -> None:
+    """An agent was unregistered: its `on_shutdown` runs in this iteration, its subscriptions end."""
+    run.roster.remove(slot.name)
+    run.schedules.remove(slot.name)
+    run.deliveries.end_agent(slot.record.id, slot.name, now_us)
+    run.unstarted.discard(slot.name)
+    slot.agent._host = None
+    if slot.started and slot.busy is None:
+        slot.started = False
+        run.followups.append(hook_job(run, slot, "shutdown"))
+
+
+def collect_late(run: Run, tally: _Tally) -> None:
+    """Apply what ended in the background, each unit whole or, on a conflict, not at all."""
+    while run.finished:
+        settle(run, run.finished.popleft(), tally)
+
+
+def collect_outside(run: Run) -> list[Job]:
+    """Apply changes from outside and delayed events; return the functions of `transact`, which are still to run."""
+    jobs: list[Job] = []
+    for request in run.host.outside.take():
+        if request.name == "transact":
+            jobs.append(_transaction(run, request))
+        elif request.action is not None:
+            _apply_request(run, request)
+        else:
+            _carry_out(run, request)
+    if not run.desk.paused:
+        _release_delayed(run)
+    return jobs
+
+
+def _apply_request(run: Run, request: Request) -> None:
+    assert request.action is not None
+    unit = run.new_unit("outside", "outside")
+    try:
+        request.action(unit)
+    except Exception as error:
+        log.error("%s from outside failed: %s", request.name, error)
+        return
+    unit.closed = True
+    subscribe(run, unit)
+    run.deliveries.route(run.journal.apply(unit, 0))
+
+
+def _carry_out(run: Run, request: Request) -> None:
+    result: Any = None
+    failure: BaseException | None = None
+    try:
+        result = carry_out(run.desk, request)
+    except Exception as error:
+        failure = error
+    if request.reply is not None:
+        run.replies.append((request.reply, result, failure))
+
+
+def _transaction(run: Run, request: Request) -> Job:
+    unit = run.new_unit("outside", "outside")
+    context = StateContext._of_unit(unit, run.host, run.context.name)
+    function = request.arguments["function"]
+    job = Job(unit, partial(function, context), limit_s=run.settings.tick_timeout)
+    job.request = request
+    return job
+
+
+def _release_delayed(run: Run) -> None:
+    """Let the delayed events whose time has come happen, each in a unit of its own."""
+    for record in run.journal.due_delayed(run.clock.now_us()):
+        unit = run.new_unit("outside", record.source)
+        event = Event(record.type, record.source)
+        unit.emissions.append(
+            Emission(record.type, record.source, record.data, record.metadata, unit.now_us, None, event)
+        )
+        unit.closed = True
+        events = run.journal.apply(unit, 0)
+        record.event_id = events[0].id
+        del run.journal.delayed[record.id]
+        run.journal.commit.delayed[record.id] = record
+        run.deliveries.route(events)
+
+
+# -- select and tick ---------------------------------------------------------------------------------
+
+
+def select(run: Run, due: Due) -> list[AgentSlot]:
+    """Return the agents to tick, in order: those whose trigger fires, then those of the clock by the strategy."""
+    if due.draining:
+        return []
+    triggered = run.schedules.due(due.now_us)
+    if not due.clock:
+        return triggered
+    slots = run.roster.slots
+    ready = [
+        slot.agent
+        for slot in slots.values()
+        if slot.has_tick
+        and slot.agent.trigger is None
+        and slot.ready(due.now_us)
+        and (slot.started or slot.name in run.unstarted)
+    ]
+    chosen = run.scheduler.select_agents(ready, run.settings.max_agents, iteration=run.journal.clock)
+    return triggered + [slots[agent.name] for agent in chosen]
+
+
+async def tick(run: Run, selected: list[AgentSlot], outside: list[Job], tally: _Tally) -> None:
+    """Run what waits from before, the first `on_start` of new agents, then the ticks, one after another."""
+    run.followups.extend(outside)
+    starting = deque(
+        slot
+        for name in list(run.unstarted)
+        if (slot := run.roster.slots.get(name)) is not None and slot.ready(run.clock.now_us())
+    )
+    waiting = deque(selected)
+
+    def next_job() -> Job | None:
+        if run.followups:
+            return run.followups.popleft()
+        while starting:
+            slot = starting.popleft()
+            if slot.busy is None:
+                return hook_job(run, slot, "start")
+        while waiting:
+            slot = waiting.popleft()
+            if run.schedules.has(slot.name):
+                run.schedules.fired(slot, run.clock.now_us())
+            if slot.started and slot.ready(run.clock.now_us()):
+                tally.ticks += 1
+                return hook_job(run, slot, "tick")
+        return None
+
+    if run.followups or starting or waiting:
+        await run.workbench.run(next_job, lambda job: settle(run, job, tally))
+
+
+# -- deliver -----------------------------------------------------------------------------------------
+
+
+async def deliver(run: Run, tally: _Tally) -> None:
+    """Deliver the events that happened before this step, oldest first, up to a bound; the rest comes next."""
+    deliveries = run.deliveries
+    boundary = run.journal.event_id
+    await _refill(run)
+    left = run.settings.deliveries_per_iteration
+
+    def next_job() -> Job | None:
+        nonlocal left
+        if run.followups:
+            return run.followups.popleft()
+        if left <= 0:
+            return None
+        found = deliveries.next(boundary, run.clock.now_us())
+        if found is None:
+            return None
+        left -= 1
+        tally.deliveries += 1
+        subscription, record = found
+        deliveries.began(subscription)
+        return event_job(run, subscription, record)
+
+    deliveries.wake(run.clock.now_us())
+    if deliveries.has_next(boundary):
+        await run.workbench.run(next_job, lambda job: settle(run, job, tally))
+
+
+async def _refill(run: Run) -> None:
+    """Read from the log what does not wait in memory; only committed events are read."""
+    until = run.journal.committed_event_id
+    for subscription in run.deliveries.to_refill(run.clock.now_us()):
+        types = run.deliveries.types_for(subscription)
+        records = []
+        if types:
+            records = await asyncio.to_thread(
+                run.store.reader.pending, types, subscription.record.cursor, until, REFILL
+            )
+        run.deliveries.refilled(subscription, records, until)
+
+
+# -- a unit has ended --------------------------------------------------------------------------------
+
+
+def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
+    """Let a finished unit take effect, or record its failure; count it; move the cursor."""
+    unit, slot, subscription = job.unit, job.slot, job.subscription
+    if unit.shadow is not None:
+        run.state.close_shadow(unit.shadow)
+    metadata: str | None = None
+    if unit.outcome == "success":
+        key = unit.conflict()
+        if key is not None:
+            unit.fail("conflict", Failure("Conflict", f"another unit has changed {key!r} since this one began"))
+        elif slot is not None:
+            try:
+                metadata = run.roster.save_metadata(slot, unit)
+            except Exception as error:
+                job.error = error
+                unit.fail("error", failure_of(error))
+    if slot is not None:
+        if slot.busy is job and not job.thread_busy:
+            slot.busy = None
+        if metadata is not None:
+            slot.record.metadata = metadata
+            run.journal.changed(slot.record)
+    also = run.roster.count(slot, unit) if slot is not None else []
+    failed = unit.outcome in ("error", "timeout")
+    if failed:
+        also = [*_report(run, job), *also]
+        if tally is not None:
+            tally.errors += 1
+            tally.failed = (*tally.failed, unit.subject)
+    _measure_tick(run, job, also)
+    moved = None
+    event_id = 0
+    if subscription is not None and unit.cause is not None:
+        event_id = unit.cause.id or 0
+        moved = run.deliveries.settle(subscription, event_id, unit)
+    if unit.subscriptions:
+        subscribe(run, unit)
+    events = run.journal.apply(
+        unit,
+        0 if slot is None else slot.record.id,
+        subscription=moved,
+        also=also,
+        always=run.settings.tick_log == "all" or unit.duration_us >= run.settings.slow_after * 1e6,
+    )
+    if subscription is not None:
+        if failed:
+            run.deliveries.give_up(subscription, event_id, unit)
+        run.deliveries.ended(subscription)
+    run.deliveries.route(events)
+    if unit.kind == "start" and slot is not None and unit.outcome == "success":
+        slot.started = True
+        run.unstarted.discard(slot.name)
+    if failed and slot is not None and unit.kind != "error" and job.error is not None:
+        followup = error_job(run, slot, job.error, unit.cause)
+        if followup is not None:
+            run.followups.append(followup)
+    if job.request is not None and job.request.reply is not None:
+        refused = None if unit.outcome == "success" else job.error or RuntimeError(str(unit.failure))
+        run.replies.append((job.request.reply, job.result, refused))
+
+
+def _measure_tick(run: Run, job: Job, also: list[Emission]) -> None:
+    unit, slot = job.unit, job.slot
+    if unit.kind != "tick" or slot is None:
+        return
+    run.last_tick_us = unit.now_us
+    run.scheduler.record_execution(slot.name, unit.duration_us / 1e6)
+    ended = "agent.completed" if unit.outcome == "success" else "agent.failed"
+    data: dict[str, object] = {"agent": slot.name, "iteration": run.journal.iteration}
+    if run.deliveries.wanted(ended):
+        more = {"duration_ms": unit.duration_us / 1000, "outcome": unit.outcome}
+        also.insert(0, loop_event(ended, {**data, **more}))
+    if run.deliveries.wanted("agent.started"):
+        also.insert(0, loop_event("agent.started", data))
+
+
+def _report(run: Run, job: Job) -> list[Emission]:
+    """Log a failure, and return the event that tells of it; failing to handle the loop's own events makes none."""
+    unit, failure = job.unit, job.unit.failure
+    assert failure is not None
+    log.warning("%s: %s failed in iteration %d: %s", unit.subject, f"on_{unit.kind}", run.journal.iteration, failure)
+    log.debug("%s", failure.traceback)
+    if job.slot is None and job.subscription is None:
+        return []
+    if unit.cause is not None and unit.cause.source == SOURCE:
+        return []
+    return [
+        loop_event(
+            "agent_error",
+            {
+                "agent": unit.subject,
+                "hook": f"on_{unit.kind}",
+                "outcome": unit.outcome,
+                "type": failure.type,
+                "error": failure.message[:500],
+                "iteration": run.journal.iteration,
+            },
+        )
+    ]
+
+
+def subscribe(run: Run, unit: Unit) -> None:
+    """Carry out what a unit subscribed and unsubscribed."""
+    now_us = unit.now_us
+    for request in unit.subscriptions:
+        run.bus._carry_out(request)
+        _subscribe(run, request, now_us)
+    unit.subscriptions = []
+
+
+def _subscribe(run: Run, request: SubscriptionRequest, now_us: int) -> None:
+    if request.callback is not None and request.pattern is not None:
+        slot = run.roster.slots.get(request.subscriber)
+        run.deliveries.attach_callback(request.subscriber, request.pattern, request.callback, slot, now_us)
+    else:
+        run.deliveries.end(request.subscriber, request.pattern, now_us)
+
+
+# -- commit ------------------------------------------------------------------------------------------
+
+
+async def commit(run: Run) -> float:
+    """Commit what the iteration did, unless it was idle and may wait; return the seconds that it took."""
+    waiting = run.journal.waiting_since()
+    if (
+        run.journal.commit.idle
+        and not run.replies
+        and waiting is not None
+        and 0 <= run.clock.now_us() - waiting.started_us < run.settings.idle_commit * 1e6
+    ):
+        return 0.0
+    began = run.clock.monotonic()
+    await run.commit("iteration")
+    return max(run.clock.monotonic() - began, 1e-9)

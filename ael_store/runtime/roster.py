@@ -1,0 +1,287 @@
+"""The agents of a run: what is known of each, whether it may run now, and how it is doing.
+
+After errors in a row an agent backs off, later it is quarantined; both live in its record, so they survive a
+restart. The rule for running is one: enabled, started, not busy, and not before `retry_us` (the end of a back-off,
+or the next probe of a quarantine).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from inspect import iscoroutinefunction
+from typing import TYPE_CHECKING
+
+import orjson
+
+from ael_store.errors import InvalidAgent
+from ael_store.model.event import Emission
+from ael_store.model.records import AgentRecord, AgentStats, Resumed
+from ael_store.model.unit import Unit
+from ael_store.model.values import encode
+from ael_store.runtime.agent import AgentBase, check_agent, fingerprint, overrides
+from ael_store.runtime.journal import Journal, loop_event
+
+if TYPE_CHECKING:
+    from ael_store.runtime.tick import Job
+    from ael_store.settings import Settings
+
+__all__ = ["AgentSlot", "Roster"]
+
+LONGEST_BACKOFF_S = 300
+PROBE_S = 3600
+
+log = logging.getLogger("ael_store.agents")
+
+
+class AgentSlot:
+    """One agent in a run."""
+
+    __slots__ = (
+        "agent",
+        "busy",
+        "has_tick",
+        "limit_s",
+        "order",
+        "record",
+        "started",
+        "stats",
+        "threaded",
+    )
+
+    def __init__(
+        self, agent: AgentBase, record: AgentRecord, stats: AgentStats, order: int, default_limit_s: float
+    ) -> None:
+        self.agent = agent
+        self.record = record
+        self.stats = stats
+        self.order = order
+        self.started = False
+        self.busy: Job | None = None
+        self.limit_s = default_limit_s if agent.tick_timeout is None else float(agent.tick_timeout)
+        self.has_tick = overrides(agent, "on_tick") or not agent.subscriptions
+        self.threaded = {
+            hook: not iscoroutinefunction(getattr(agent, hook))
+            for hook in ("on_start", "on_tick", "on_event", "on_task", "on_error", "on_shutdown")
+        }
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    def ready(self, now_us: int) -> bool:
+        """True where a hook of this agent may run now."""
+        record = self.record
+        return self.busy is None and record.enabled == 1 and (record.retry_us is None or record.retry_us <= now_us)
+
+    def show_counts(self) -> None:
+        """Put the counts where the agent's code sees them."""
+        agent = self.agent
+        object.__setattr__(agent, "tick_count", self.stats.ticks)
+        object.__setattr__(agent, "error_count", self.stats.errors)
+
+
+class Roster:
+    """Slots by name, in order of registration."""
+
+    def __init__(self, journal: Journal, settings: Settings, resumed: Resumed) -> None:
+        self.journal = journal
+        self.settings = settings
+        self.slots: dict[str, AgentSlot] = {}
+        self.records = dict(resumed.agents)
+        self.stats = dict(resumed.stats)
+        self._order = 0
+
+    def __iter__(self) -> Iterator[AgentSlot]:
+        return iter(self.slots.values())
+
+    # -- coming and going --
+
+    def add(self, agent: AgentBase, now_us: int) -> AgentSlot:
+        """Give an agent its slot, with everything that the database knows of its name or of an alias."""
+        check_agent(agent)
+        record = self.records.get(agent.name) or self._adopt(agent)
+        class_path = f"{type(agent).__module__}:{type(agent).__qualname__}"
+        code = fingerprint(agent)
+        if record is None:
+            self.journal.agent_id += 1
+            record = AgentRecord(
+                self.journal.agent_id,
+                agent.name,
+                class_path,
+                code,
+                agent.priority,
+                int(agent.enabled),
+                None,
+                1,
+                0,
+                None,
+                None,
+                "{}",
+                None,
+                None,
+                now_us,
+            )
+            self.records[agent.name] = record
+        if record.fingerprint != code and (record.retry_us is not None or record.failures):
+            log.info("agent %s: its code has changed, so its errors in a row are forgotten", agent.name)
+            record.failures, record.retry_us, record.quarantined_us = 0, None, None
+        record.class_path, record.fingerprint, record.registered = class_path, code, 1
+        record.priority = agent.priority
+        record.enabled = int(agent.enabled) if record.operator_enabled is None else record.operator_enabled
+        stats = self.stats.get(record.id)
+        if stats is None:
+            stats = self.stats[record.id] = AgentStats(record.id)
+        slot = AgentSlot(agent, record, stats, self._order, self.settings.tick_timeout)
+        self._order += 1
+        self.slots[agent.name] = slot
+        if record.metadata != "{}":
+            agent.metadata.clear()
+            agent.metadata.update(orjson.loads(record.metadata))
+        slot.show_counts()
+        self.journal.changed(record)
+        self.journal.changed(stats)
+        return slot
+
+    def _adopt(self, agent: AgentBase) -> AgentRecord | None:
+        for alias in agent.aliases:
+            record = self.records.get(alias)
+            if record is not None and alias not in self.slots:
+                del self.records[alias]
+                self.records[agent.name] = record
+                self.journal.move("flag", agent.name, {"renamed_from": alias})
+                log.info("agent %s takes over state, statistics and cursors of %s", agent.name, alias)
+                record.name = agent.name
+                return record
+        return None
+
+    def remove(self, name: str) -> AgentSlot:
+        """Take an agent out; what the database knows of it stays."""
+        slot = self.slots.pop(name)
+        slot.record.registered = 0
+        self.journal.changed(slot.record)
+        return slot
+
+    def absent(self) -> None:
+        """Mark every known agent that is not registered as absent."""
+        for name, record in self.records.items():
+            if name not in self.slots and record.registered:
+                record.registered = 0
+                self.journal.changed(record)
+
+    # -- flags --
+
+    def follow(self, agent: AgentBase) -> None:
+        """Take over `enabled` and `priority` that code has changed on the agent."""
+        slot = self.slots.get(agent.name)
+        if slot is None or slot.agent is not agent:
+            return
+        record = slot.record
+        if type(agent.priority) is int and 0 <= agent.priority <= 10:
+            record.priority = agent.priority
+        if record.operator_enabled is None or record.operator_enabled == int(agent.enabled):
+            record.enabled = int(agent.enabled)
+        self.journal.changed(record)
+        self.journal.move("flag", agent.name, {"enabled": bool(record.enabled), "priority": record.priority})
+
+    def set_enabled(self, name: str, enabled: bool) -> AgentRecord:
+        """Carry out an operator's word; it wins over the class and survives restarts."""
+        record = self.known(name)
+        record.operator_enabled = record.enabled = int(enabled)
+        slot = self.slots.get(name)
+        if slot is not None:
+            object.__setattr__(slot.agent, "enabled", enabled)
+        self.journal.changed(record)
+        self.journal.move("flag", name, {"enabled": enabled})
+        return record
+
+    def release(self, name: str) -> AgentRecord:
+        """End back-off and quarantine of an agent."""
+        record = self.known(name)
+        record.failures, record.retry_us, record.quarantined_us = 0, None, None
+        self.journal.changed(record)
+        self.journal.move("flag", name, {"released": True})
+        return record
+
+    def known(self, name: str) -> AgentRecord:
+        """Return the record of an agent; raises InvalidAgent naming those that exist."""
+        record = self.records.get(name)
+        if record is None:
+            from ael_store.errors import AgentNotFound
+
+            known = ", ".join(sorted(self.records)) or "none"
+            raise AgentNotFound(f"no agent {name!r} is known; known are: {known}")
+        return record
+
+    # -- after a unit --
+
+    def save_metadata(self, slot: AgentSlot, unit: Unit) -> str | None:
+        """Return the agent's metadata as text if it has changed; raises where it is not JSON."""
+        metadata = slot.agent.metadata
+        if not metadata and slot.record.metadata == "{}":
+            return None
+        if not isinstance(metadata, dict):
+            raise InvalidAgent(f"agent {slot.name!r}: metadata is {type(metadata).__name__}, wanted is a dict")
+        text = encode(metadata, f"metadata of agent {slot.name!r}", unit.limits)
+        return None if text == slot.record.metadata else text
+
+    def count(self, slot: AgentSlot, unit: Unit) -> list[Emission]:
+        """Count a finished unit and judge the agent's health; returns events of the loop that this makes."""
+        record, stats = slot.record, slot.stats
+        if unit.kind == "tick":
+            stats.last_tick_us = unit.now_us
+            if unit.outcome not in ("conflict", "cancelled"):
+                stats.measure(unit.duration_us)
+        made: list[Emission] = []
+        if unit.outcome == "success":
+            if unit.kind == "tick":
+                stats.ticks += 1
+            elif unit.kind == "event":
+                stats.events += 1
+            if unit.kind != "error" and (record.failures or record.retry_us is not None):
+                record.failures, record.retry_us, record.quarantined_us = 0, None, None
+                self.journal.changed(record)
+        elif unit.outcome in ("error", "timeout"):
+            stats.errors += 1
+            record.last_error = str(unit.failure)[:500]
+            record.last_error_us = unit.now_us
+            if unit.kind != "error":
+                made = self._fail(slot, unit)
+            self.journal.changed(record)
+        self.journal.changed(stats)
+        slot.show_counts()
+        return made
+
+    def _fail(self, slot: AgentSlot, unit: Unit) -> list[Emission]:
+        record, settings = slot.record, self.settings
+        record.failures += 1
+        if record.failures >= settings.quarantine_after:
+            record.retry_us = unit.now_us + PROBE_S * 1_000_000
+            if record.quarantined_us is None:
+                record.quarantined_us = unit.now_us
+                log.error(
+                    "agent %s is quarantined after %d errors in a row; one probe an hour, or `ael agents release %s`",
+                    slot.name,
+                    record.failures,
+                    slot.name,
+                )
+                return [
+                    loop_event(
+                        "agent_quarantined",
+                        {"agent": slot.name, "failures": record.failures, "error": record.last_error},
+                    )
+                ]
+        elif record.failures >= settings.backoff_after:
+            wait_s = min(LONGEST_BACKOFF_S, 2 ** (record.failures - settings.backoff_after))
+            record.retry_us = unit.now_us + wait_s * 1_000_000
+            log.warning("agent %s: %d errors in a row, next try in %d s", slot.name, record.failures, wait_s)
+        return []
+
+    def next_retry_us(self, now_us: int) -> int | None:
+        """Return when the next back-off of an enabled agent ends."""
+        times = [
+            slot.record.retry_us
+            for slot in self.slots.values()
+            if slot.record.retry_us is not None and slot.record.enabled and slot.record.retry_us > now_us
+        ]
+        return min(times, default=None)

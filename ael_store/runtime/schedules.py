@@ -1,0 +1,107 @@
+"""Agents with a trigger of their own: when each fires next, kept in the database.
+
+A fire time that passed while the process was down, or while the agent was busy, fires once, late. `every` counts
+real time: when the wall clock jumps, its next fire time moves with it; a cron line keeps to the wall.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ael_store.clock import iso
+from ael_store.model.records import ScheduleRecord
+from ael_store.runtime.journal import Journal
+from ael_store.runtime.trigger import FireTimes, parse_trigger
+
+if TYPE_CHECKING:
+    from ael_store.runtime.roster import AgentSlot
+
+__all__ = ["Schedules"]
+
+
+class Schedules:
+    """Fire times of the agents that have a trigger."""
+
+    def __init__(self, journal: Journal, records: dict[int, ScheduleRecord], default_zone: str) -> None:
+        self.journal = journal
+        self.default_zone = default_zone
+        self.records = records
+        self._armed: dict[str, tuple[AgentSlot, FireTimes]] = {}
+
+    def add(self, slot: AgentSlot, now_us: int) -> None:
+        """Arm an agent's trigger: a known one goes on, a new or changed one starts from now."""
+        text = slot.agent.trigger
+        if text is None:
+            return
+        times = parse_trigger(text, self.default_zone, f"agent {slot.name!r}")
+        record = self.records.get(slot.record.id)
+        if record is None or record.trigger != text:
+            record = self.records[slot.record.id] = ScheduleRecord(slot.record.id, text, times.after(now_us), None)
+            self._moved(slot.name, record)
+        self._armed[slot.name] = (slot, times)
+
+    def remove(self, name: str) -> None:
+        self._armed.pop(name, None)
+
+    def has(self, name: str) -> bool:
+        return name in self._armed
+
+    def due(self, now_us: int) -> list[AgentSlot]:
+        """Return the agents whose time has come and that can run, higher priority first."""
+        found = [slot for slot, _ in self._armed.values() if self._is_due(slot, now_us)]
+        return sorted(found, key=lambda slot: (-slot.record.priority, slot.order))
+
+    def _is_due(self, slot: AgentSlot, now_us: int) -> bool:
+        next_us = self.records[slot.record.id].next_us
+        return next_us is not None and next_us <= now_us and slot.started and slot.ready(now_us)
+
+    def fired(self, slot: AgentSlot, now_us: int) -> None:
+        """The agent's tick has been taken up: compute its next fire time; what was missed is one."""
+        record = self.records[slot.record.id]
+        _, times = self._armed[slot.name]
+        last = record.next_us
+        assert last is not None
+        record.last_us = last
+        if times.period_us is not None:
+            record.next_us = last + times.period_us * (1 + (now_us - last) // times.period_us)
+        else:
+            record.next_us = times.after(max(last, now_us))
+        self._moved(slot.name, record)
+
+    def jumped(self, by_us: int, now_us: int) -> None:
+        """The wall clock was set: keep the distance of `every`, compute cron lines anew."""
+        for slot, times in self._armed.values():
+            record = self.records[slot.record.id]
+            if record.next_us is None:
+                continue
+            if times.period_us is not None:
+                record.next_us += by_us
+            elif by_us < 0 or record.next_us > now_us:
+                record.next_us = times.after(max(now_us, record.last_us or 0))
+            self._moved(slot.name, record)
+
+    def next_us(self, now_us: int) -> int | None:
+        """Return the next fire time of an agent that can run by then."""
+        times = [
+            record.next_us
+            for slot, _ in self._armed.values()
+            if (record := self.records[slot.record.id]).next_us is not None
+            and slot.started
+            and slot.busy is None
+            and slot.record.enabled
+        ]
+        return min(times, default=None)
+
+    def _moved(self, name: str, record: ScheduleRecord) -> None:
+        self.journal.commit.schedules[record.agent_id] = record
+
+    def log_moves(self) -> None:
+        """Log the fire times that moved since the last commit, one row for each agent."""
+        names = {slot.record.id: slot.name for slot, _ in self._armed.values()}
+        for record in self.journal.commit.schedules.values():
+            value = {
+                "trigger": record.trigger,
+                "next_at": None if record.next_us is None else iso(record.next_us),
+                "last_at": None if record.last_us is None else iso(record.last_us),
+            }
+            self.journal.move("schedule", names.get(record.agent_id, str(record.agent_id)), value)

@@ -1,0 +1,208 @@
+"""APScheduler, and nothing else in this package imports it.
+
+Two services: *when* an agent's trigger fires (`FireTimes`, pure arithmetic on UTC), and *waking* the loop at a
+moment (`Alarm`). The alarm only wakes: what is due is decided by the loop, by the monotonic clock and our own
+tables, so that a scheduler that stops (a clock set back, a lost wake-up) costs a moment and not the loop.
+
+Cron lines mean what cron means: 0 and 7 are Sunday (APScheduler counts from Monday), and where a line names both a
+day of the month and a weekday, one of them is enough (APScheduler wants both). A local time that a change of clocks
+repeats fires once, the first time; one that it skips fires at the end of the gap.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from apscheduler.schedulers.asyncio import AsyncIOScheduler
+from apscheduler.triggers.base import BaseTrigger
+from apscheduler.triggers.cron import CronTrigger
+
+from ael_store.clock import Clock, from_us, to_us
+from ael_store.errors import InvalidTrigger
+from ael_store.model.duration import parse_duration
+
+__all__ = ["Alarm", "FireTimes", "parse_trigger"]
+
+WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
+MACROS = {
+    "@hourly": "0 * * * *",
+    "@daily": "0 0 * * *",
+    "@midnight": "0 0 * * *",
+    "@weekly": "0 0 * * 0",
+    "@monthly": "0 0 1 * *",
+    "@yearly": "0 0 1 1 *",
+    "@annually": "0 0 1 1 *",
+}
+
+logging.getLogger("apscheduler").setLevel(logging.WARNING)
+
+
+class FireTimes:
+    """When a trigger fires."""
+
+    def __init__(self, text: str, period_us: int | None, crons: tuple[CronTrigger, ...] = ()) -> None:
+        self.text = text
+        self.period_us = period_us
+        self._crons = crons
+
+    def after(self, last_us: int) -> int | None:
+        """Return the first fire time after an instant (for `every`, counted from it); None where there is none."""
+        if self.period_us is not None:
+            return last_us + self.period_us
+        found = [at for cron in self._crons if (at := _next(cron, last_us)) is not None]
+        return min(found, default=None)
+
+
+def _next(cron: CronTrigger, last_us: int) -> int | None:
+    hourly = str(next(field for field in cron.fields if field.name == "hour")).startswith("*")
+    moment = from_us(last_us)
+    while True:
+        found = cron.get_next_fire_time(moment, moment + timedelta(microseconds=1))
+        if found is None:
+            return None
+        moment = found.astimezone(UTC)
+        if hourly or moment.astimezone(cron.timezone).fold == 0:  # else this wall time came once already
+            return to_us(moment)
+
+
+def parse_trigger(text: str, default_zone: str = "UTC", subject: str = "trigger") -> FireTimes:
+    """Return the fire times of `every 30s`, or of a cron line of five fields with an optional IANA zone.
+
+    Raises InvalidTrigger with what was found and what is wanted.
+    """
+    if type(text) is not str or not text.strip():
+        raise InvalidTrigger(f"{subject}: {text!r} is no trigger; write 'every 30s' or a cron line like '0 7 * * 1-5'")
+    words = text.split()
+    if words[0].lower() == "every":
+        try:
+            seconds = parse_duration(" ".join(words[1:]))
+        except ValueError as error:
+            raise InvalidTrigger(f"{subject}: {text!r}: {error}") from None
+        if not 0.001 <= seconds < 1e9:
+            raise InvalidTrigger(f"{subject}: {text!r}: the period must be at least 1 ms and finite")
+        return FireTimes(text, round(seconds * 1_000_000))
+    if words[0] in MACROS:
+        words = MACROS[words[0]].split() + words[1:]
+    if len(words) not in (5, 6):
+        raise InvalidTrigger(
+            f"{subject}: {text!r} has {len(words)} words; write 'every 30s', or five cron fields "
+            "(minute hour day month weekday) and optionally a zone: '30 2 * * 0 Europe/Ljubljana'"
+        )
+    zone_name = words[5] if len(words) == 6 else default_zone
+    try:
+        zone = ZoneInfo(zone_name)
+    except Exception:
+        raise InvalidTrigger(
+            f"{subject}: {zone_name!r} is no IANA time zone known to this machine; "
+            "write one like 'Europe/Ljubljana' or 'UTC'"
+        ) from None
+    minute, hour, day, month, weekday = words[:5]
+    either = [(day, weekday)]
+    if not day.startswith("*") and not weekday.startswith("*"):
+        either = [(day, "*"), ("*", weekday)]  # as cron has it: one of them is enough
+    try:
+        crons = tuple(
+            CronTrigger(minute=minute, hour=hour, day=day, month=month, day_of_week=_weekdays(weekday), timezone=zone)
+            for day, weekday in either
+        )
+    except (ValueError, TypeError) as error:
+        raise InvalidTrigger(f"{subject}: {text!r} is no cron line: {error}") from None
+    return FireTimes(text, None, crons)
+
+
+def _weekdays(field: str) -> str:
+    """Translate the weekday field of cron (0 and 7 are Sunday) into APScheduler's names."""
+    parts: list[str] = []
+    for part in field.lower().split(","):
+        body, _, step = part.partition("/")
+        if body in ("*", "?"):
+            if step:
+                parts += [WEEKDAYS[day] for day in range(0, 7, _step(step))]
+            else:
+                parts.append("*")
+            continue
+        first, _, last = body.partition("-")
+        start = _weekday(first)
+        if not last:
+            end = 6 if step else start
+        else:
+            end = _weekday(last)
+            if end == 0 and start > 0:
+                end = 7
+        if end < start:
+            end += 7
+        parts += [WEEKDAYS[day % 7] for day in range(start, end + 1, _step(step) if step else 1)]
+    return ",".join(dict.fromkeys(parts))
+
+
+def _weekday(word: str) -> int:
+    if re.fullmatch(r"[0-7]", word):
+        return int(word) if word != "7" else 7
+    if word in WEEKDAYS:
+        return WEEKDAYS.index(word)
+    raise ValueError(f"{word!r} is no weekday; write 0 to 7 (0 and 7 are Sunday) or sun to sat")
+
+
+def _step(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise ValueError(f"{word!r} is no step")
+    return int(word)
+
+
+class _At(BaseTrigger):  # type: ignore[misc]
+    """Fires when the alarm says so."""
+
+    def __init__(self, alarm: Alarm) -> None:
+        self.alarm = alarm
+
+    def get_next_fire_time(self, previous_fire_time: datetime | None, now: datetime) -> datetime | None:
+        due = self.alarm.due
+        if due is None or previous_fire_time is not None:  # once for each time it is armed
+            return now + timedelta(days=1)
+        return now + timedelta(seconds=max(0.0, due - self.alarm.clock.monotonic()))
+
+
+class Alarm:
+    """Wakes the loop at an instant of the monotonic clock, by a job of APScheduler in memory.
+
+    The job is armed anew from the monotonic clock each time, so a jump of the wall clock moves it by nothing.
+    """
+
+    def __init__(self, clock: Clock, wake: Callable[[], None]) -> None:
+        self.clock = clock
+        self.due: float | None = None
+        self._wake = wake
+        self._scheduler = AsyncIOScheduler(timezone=UTC)
+        self._job: object | None = None
+
+    def start(self) -> None:
+        """Start APScheduler on the running event loop."""
+        self._scheduler.start()
+        self._job = self._scheduler.add_job(
+            self._fire, _At(self), id="ael", max_instances=1, coalesce=True, misfire_grace_time=None
+        )
+
+    def arm(self, due: float | None) -> None:
+        """Wake the loop at `due` (monotonic seconds), or not at all for None."""
+        if due == self.due:
+            return
+        self.due = due
+        self.rearm()
+
+    def rearm(self) -> None:
+        """Compute the job's wall time again: after a jump of the wall clock, or when it came too late."""
+        if self._job is not None:
+            self._scheduler.reschedule_job("ael", trigger=_At(self))
+
+    async def _fire(self) -> None:
+        self._wake()
+
+    def stop(self) -> None:
+        """Stop APScheduler; nothing wakes the loop after this."""
+        if self._job is not None:
+            self._job = None
+            self._scheduler.shutdown(wait=False)

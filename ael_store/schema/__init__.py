@@ -1,0 +1,1 @@
+"""The tables and views of the database: declared here, changed only by a revision in `migrations/`."""

@@ -1,0 +1,1 @@
+"""The only place where SQL runs: opening, loading, committing, reading, upgrading."""

@@ -1,0 +1,314 @@
+"""Everything that is read: what a run resumes with, and the answers to users' questions.
+
+Read-only connections, so none of this can write, create a database, or wait for the loop. Questions of users go
+through the public views; what a run resumes with comes from the tables.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, func, select, text
+from sqlalchemy.exc import DBAPIError
+
+from ael_store.errors import AgentNotFound
+from ael_store.model.event import EventRecord, glob_of
+from ael_store.model.records import (
+    AgentRecord,
+    AgentStats,
+    DelayedRecord,
+    Resumed,
+    RunRecord,
+    ScheduleRecord,
+    SubscriptionRecord,
+)
+from ael_store.model.state import Cell
+from ael_store.schema.tables import metadata
+from ael_store.store.sqlite import read_engine, translate
+
+__all__ = ["Reader"]
+
+T = metadata.tables
+Row = dict[str, Any]
+
+
+class Reader:
+    """Read-only questions to one database. May be used from any thread; close it when done."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.engine: Engine = read_engine(path)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    @contextmanager
+    def connect(self) -> Iterator[Connection]:
+        """A connection for a few statements that see the same moment."""
+        try:
+            with self.engine.connect() as connection:
+                connection.exec_driver_sql("BEGIN")
+                yield connection
+        except DBAPIError as error:
+            raise translate(error, self.path) from error
+
+    def rows(self, sql: str, **parameters: Any) -> list[Row]:
+        """Return the rows of a query as dictionaries."""
+        with self.connect() as connection:
+            return [dict(row) for row in connection.execute(text(sql), parameters).mappings()]
+
+    # -- what a run resumes with --
+
+    def resume(self, keys: Iterable[str] | None = None) -> Resumed:
+        """Return what the database holds; with `keys` only these of the state (for a single command)."""
+        with self.connect() as connection:
+            state = select(
+                T["keys"].c.name,
+                T["state"].c.key_id,
+                T["state"].c.value,
+                T["state"].c.version,
+                T["state"].c.change_id,
+                T["state"].c.agent_id,
+            ).join_from(T["state"], T["keys"], T["keys"].c.id == T["state"].c.key_id)
+            if keys is not None:
+                state = state.where(T["keys"].c.name.in_(list(keys)))
+            cells = {row[0]: Cell(*row[1:]) for row in connection.execute(state)}
+            agents = {row[1]: AgentRecord(*row) for row in connection.execute(select(T["agents"])) if row[0] > 0}
+            stats = {row[0]: AgentStats(*row) for row in connection.execute(select(T["agent_stats"]))}
+            patterns: dict[int, list[str]] = {}
+            for number, pattern, _glob in connection.execute(
+                select(T["subscription_patterns"]).order_by(T["subscription_patterns"].c.pattern)
+            ):
+                patterns.setdefault(number, []).append(pattern)
+            subscriptions = [
+                SubscriptionRecord(*row)
+                for row in connection.execute(
+                    select(T["subscriptions"]).where(T["subscriptions"].c.ended_us.is_(None)).order_by("id")
+                )
+            ]
+            for record in subscriptions:
+                record.patterns = tuple(patterns.get(record.id, ()))
+            delayed = [
+                DelayedRecord(*row)
+                for row in connection.execute(
+                    select(T["delayed_events"]).where(T["delayed_events"].c.event_id.is_(None)).order_by("due_us", "id")
+                )
+            ]
+            schedules = {row[0]: ScheduleRecord(*row) for row in connection.execute(select(T["schedules"]))}
+            positions = {row[0]: row[1] for row in connection.execute(select(T["positions"]))}
+            run = connection.execute(select(T["runs"]).order_by(T["runs"].c.id.desc()).limit(1)).first()
+            last = (
+                connection.execute(select(T["iterations"]).order_by(T["iterations"].c.id.desc()).limit(1))
+                .mappings()
+                .first()
+            )
+
+            def newest(table: str) -> int:
+                return connection.execute(select(func.max(T[table].c.id))).scalar() or 0
+
+            return Resumed(
+                cells=cells,
+                agents=agents,
+                stats=stats,
+                subscriptions=subscriptions,
+                delayed=delayed,
+                schedules=schedules,
+                positions=positions,
+                last_run=None if run is None else RunRecord(*run),
+                token=connection.execute(select(T["lease"].c.token)).scalar_one(),
+                iteration=0 if last is None else last["id"],
+                clock=0 if last is None else last["clock"],
+                last_started_us=None if last is None else last["started_us"],
+                commit_id=max(newest("commits"), 0 if last is None else last["commit_id"]),
+                tick_id=newest("ticks"),
+                change_id=newest("state_changes"),
+                event_id=newest("events"),
+                run_id=newest("runs"),
+                agent_id=newest("agents"),
+                subscription_id=newest("subscriptions"),
+                delayed_id=newest("delayed_events"),
+                dead_letter_id=newest("dead_letters"),
+                command_id=newest("commands"),
+            )
+
+    def last_ids(self, tables: Iterable[str]) -> dict[str, int]:
+        """Return the newest number of each table."""
+        with self.connect() as connection:
+            return {table: connection.execute(select(func.max(T[table].c.id))).scalar() or 0 for table in tables}
+
+    def event_types(self) -> list[str]:
+        """Return every event type that was ever emitted."""
+        with self.connect() as connection:
+            return list(connection.execute(select(T["event_types"].c.name)).scalars())
+
+    def pending(self, types: Sequence[str], after: int, until: int, limit: int) -> list[EventRecord]:
+        """Return the first events of these types with `after < id <= until`, in order."""
+        e, y = T["events"], T["event_types"]
+        query = _event_records().where(e.c.id > after, e.c.id <= until).order_by(e.c.id).limit(limit)
+        records: list[EventRecord] = []
+        with self.connect() as connection:
+            for start in range(0, len(types), 500):
+                chunk = query.where(y.c.name.in_(types[start : start + 500]))
+                records += [EventRecord(*row) for row in connection.execute(chunk)]
+        if len(types) > 500:
+            records.sort(key=lambda record: record.id)
+        return records[:limit]
+
+    def recent_events(self, limit: int) -> list[EventRecord]:
+        """Return the newest events, oldest first."""
+        query = _event_records().order_by(T["events"].c.id.desc()).limit(limit)
+        with self.connect() as connection:
+            return [EventRecord(*row) for row in connection.execute(query)][::-1]
+
+    def pending_count(self, limit: int = 10_000) -> int:
+        """Return how many deliveries wait; counts no further than `limit`."""
+        with self.connect() as connection:
+            query = text("SELECT count(*) FROM (SELECT 1 FROM v_pending LIMIT :limit)")
+            return int(connection.execute(query, {"limit": limit}).scalar_one())
+
+    # -- what users ask --
+
+    def history(self, key: str | None, limit: int) -> list[Row]:
+        """Return the newest changes of a key (of all keys for None), newest first."""
+        where = "" if key is None else "WHERE key = :key"
+        return self.rows(
+            f"SELECT id, key, operation, old_value, new_value, agent, iteration, changed_at "
+            f"FROM v_state_history {where} ORDER BY id DESC LIMIT :limit",
+            **({"limit": limit} if key is None else {"limit": limit, "key": key}),
+        )
+
+    def value(self, key: str) -> str | None:
+        """Return the JSON text of a key, None where there is none."""
+        found = self.rows("SELECT value FROM v_state WHERE key = :key", key=key)
+        return found[0]["value"] if found else None
+
+    def state(self, prefix: str = "") -> list[Row]:
+        """Return the current state in order of the keys."""
+        return self.rows(
+            "SELECT key, value, version, agent, iteration, updated_at FROM v_state WHERE key GLOB :glob ORDER BY key",
+            glob=_literal(prefix) + "*",
+        )
+
+    def events(
+        self,
+        *,
+        type: str | None = None,
+        source: str | None = None,
+        after: int | None = None,
+        limit: int = 100,
+    ) -> list[Row]:
+        """Return events in order: the newest `limit`, or with `after` the first `limit` that follow it."""
+        where, parameters = [], {"limit": limit}
+        if type is not None:
+            where.append("type GLOB :type" if "*" in type else "type = :type")
+            parameters["type"] = glob_of(type) if "*" in type else type  # type: ignore[assignment]
+        if source is not None:
+            where.append("source = :source")
+            parameters["source"] = source  # type: ignore[assignment]
+        if after is not None:
+            where.append("id > :after")
+            parameters["after"] = after
+        order = "DESC" if after is None else "ASC"
+        rows = self.rows(
+            "SELECT id, type, source, data, metadata, iteration, emitted_at FROM v_events "
+            + (f"WHERE {' AND '.join(where)} " if where else "")
+            + f"ORDER BY id {order} LIMIT :limit",
+            **parameters,
+        )
+        return rows if after is not None else rows[::-1]
+
+    def agents(self) -> list[Row]:
+        """Return every known agent in order of the names."""
+        return self.rows("SELECT * FROM v_agents ORDER BY name")
+
+    def agent(self, name: str) -> Row:
+        """Return what is known of one agent: statistics, flags, schedule, subscriptions, last ticks.
+
+        Raises AgentNotFound, naming the agents that exist.
+        """
+        found = self.rows("SELECT * FROM v_agents WHERE name = :name", name=name)
+        if not found:
+            known = ", ".join(row["name"] for row in self.agents()) or "none"
+            raise AgentNotFound(f"no agent {name!r} is known to {self.path}; known are: {known}")
+        row = found[0]
+        row["class"] = self.rows("SELECT class_path FROM agents WHERE name = :name", name=name)[0]["class_path"]
+        row["subscriptions"] = self.rows(
+            "SELECT p.pattern AS pattern, s.cursor AS cursor FROM subscriptions s "
+            "JOIN subscription_patterns p ON p.subscription_id = s.id "
+            "WHERE s.subscriber = :name AND s.ended_us IS NULL ORDER BY p.pattern",
+            name=name,
+        )
+        row["schedule"] = next(
+            iter(
+                self.rows(
+                    'SELECT s."trigger" AS "trigger", '
+                    "strftime('%Y-%m-%dT%H:%M:%SZ', s.next_us / 1000000, 'unixepoch') AS next_at, "
+                    "strftime('%Y-%m-%dT%H:%M:%SZ', s.last_us / 1000000, 'unixepoch') AS last_at "
+                    "FROM schedules s JOIN agents a ON a.id = s.agent_id WHERE a.name = :name",
+                    name=name,
+                )
+            ),
+            None,
+        )
+        row["last_ticks"] = self.rows(
+            "SELECT iteration, kind, outcome, started_at, duration_ms, error FROM v_ticks "
+            "WHERE agent = :name ORDER BY id DESC LIMIT 10",
+            name=name,
+        )
+        return row
+
+    def status(self) -> Row:
+        """Return the whole in a few figures: last run, iteration, counts, problems."""
+        with self.connect() as connection:
+
+            def one(sql: str) -> Any:
+                return connection.execute(text(sql)).scalar()
+
+            run = connection.execute(text("SELECT * FROM v_runs ORDER BY run_id DESC LIMIT 1")).mappings().first()
+            last = (
+                connection.execute(text("SELECT * FROM v_iterations ORDER BY iteration DESC LIMIT 1"))
+                .mappings()
+                .first()
+            )
+            return {
+                "database": str(self.path),
+                "revision": one("SELECT version_num FROM alembic_version"),
+                "iteration": 0 if last is None else last["iteration"],
+                "last_iteration": None if last is None else dict(last),
+                "run": None if run is None else dict(run),
+                "agents": {
+                    row[0]: row[1]
+                    for row in connection.execute(text("SELECT status, count(*) FROM v_agents GROUP BY status"))
+                },
+                "keys": one("SELECT count(*) FROM state"),
+                "pending": one("SELECT count(*) FROM v_pending"),
+                "dead_letters": one("SELECT count(*) FROM v_dead_letters"),
+                "problems": [dict(row) for row in connection.execute(text("SELECT * FROM v_problems")).mappings()],
+            }
+
+
+def _event_records() -> Select[Any]:
+    e, y, o, t = T["events"], T["event_types"], T["event_sources"], T["ticks"]
+    return (
+        select(
+            e.c.id,
+            y.c.name,
+            o.c.name,
+            e.c.data,
+            e.c.metadata,
+            func.coalesce(e.c.timestamp_us, t.c.started_us),
+            e.c.tick_id,
+            t.c.iteration,
+        )
+        .join_from(e, y, y.c.id == e.c.type_id)
+        .join(o, o.c.id == e.c.source_id)
+        .join(t, t.c.id == e.c.tick_id, isouter=True)
+    )
+
+
+def _literal(prefix: str) -> str:
+    return re.sub(r"[\[?*]", lambda found: f"[{found[0]}]", prefix)

@@ -1,0 +1,307 @@
+"""One commit, one transaction: turns a `Commit` into rows and writes them.
+
+The statements are SQLAlchemy constructs, compiled once; the transaction runs as one function on the driver's
+connection, because a hop per statement costs more than the statements. Rows are tuples in the order of the
+compiled parameters.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from operator import attrgetter
+from typing import Any
+
+from sqlalchemy import Table, bindparam, delete, insert, select, update
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.sql.expression import Executable
+
+from ael_store.errors import OwnershipLost
+from ael_store.model.event import glob_of
+from ael_store.model.records import (
+    AgentRecord,
+    AgentStats,
+    CommandRecord,
+    Commit,
+    DeadLetterRecord,
+    DelayedRecord,
+    IterationRecord,
+    RunRecord,
+    ScheduleRecord,
+    SubscriptionRecord,
+    TickError,
+    TickRow,
+)
+from ael_store.model.state import Cell
+from ael_store.schema.tables import metadata
+
+__all__ = ["Writer"]
+
+TABLES = metadata.tables
+NAMES_KEPT = 20_000
+
+Rows = Iterable[tuple[Any, ...]]
+
+
+def _columns(record: type) -> tuple[str, ...]:
+    return getattr(record, "_fields", None) or tuple(item.name for item in fields(record) if item.name != "patterns")
+
+
+class Writer:
+    """The statements of a commit, and the numbers of interned names that it has met."""
+
+    def __init__(self) -> None:
+        self._dialect = sqlite.dialect(paramstyle="qmark")
+        self._names: dict[str, OrderedDict[str, int]] = {
+            table: OrderedDict() for table in ("keys", "event_types", "event_sources")
+        }
+        self.fence = self._sql(select(TABLES["lease"].c.token), ())
+        self.take = self._sql(
+            update(TABLES["lease"]).values(
+                token=bindparam("token"), holder=bindparam("holder"), taken_us=bindparam("at")
+            ),
+            ("token", "holder", "at"),
+        )
+        self.insert = {
+            name: self._insert(name, columns)
+            for name, columns in {
+                "ticks": TickRow._fields,
+                "tick_errors": TickError._fields,
+                "iterations": _columns(IterationRecord),
+                "commits": ("id", "kind", "iteration", "run_id", "at_us"),
+                "state_changes": ("id", "key_id", "value", "previous_id", "tick_id"),
+                "events": ("id", "type_id", "source_id", "data", "metadata", "timestamp_us", "tick_id"),
+                "subscription_patterns": ("subscription_id", "pattern", "glob"),
+                "moves": ("id", "commit_id", "kind", "subject", "value"),
+            }.items()
+        }
+        self.upsert = {
+            "runs": self._upsert("runs", _columns(RunRecord)),
+            "agents": self._upsert("agents", _columns(AgentRecord)),
+            "agent_stats": self._upsert("agent_stats", _columns(AgentStats)),
+            "subscriptions": self._upsert("subscriptions", _columns(SubscriptionRecord)),
+            "dead_letters": self._upsert("dead_letters", _columns(DeadLetterRecord)),
+            "delayed_events": self._upsert("delayed_events", _columns(DelayedRecord)),
+            "schedules": self._upsert("schedules", _columns(ScheduleRecord)),
+            "commands": self._upsert("commands", _columns(CommandRecord)),
+            "positions": self._upsert("positions", ("name", "value")),
+            "state": self._upsert("state", ("key_id", "value", "version", "change_id", "agent_id")),
+        }
+        state = TABLES["state"]
+        # the name of a parameter in WHERE must differ from the columns that are set
+        self.update_state = self._sql(
+            update(state)
+            .where(state.c.key_id == bindparam("key"))
+            .values(value=bindparam("text"), version=bindparam("v"), change_id=bindparam("change")),
+            ("text", "v", "change", "key"),
+        )
+        self.delete_state = self._sql(delete(state).where(state.c.key_id == bindparam("key")), ("key",))
+        stats = TABLES["agent_stats"]
+        self.delete_stats = self._sql(delete(stats).where(stats.c.agent_id == bindparam("agent")), ("agent",))
+        self.intern = {name: self._insert(name, ("id", "name")) for name in self._names}
+        self.lookup = {
+            name: self._sql(select(TABLES[name].c.id).where(TABLES[name].c.name == bindparam("n")), ("n",))
+            for name in self._names
+        }
+        self.last_ids = {table: 0 for table in (*self._names, "moves")}
+
+    # -- compiling --
+
+    def _sql(self, statement: Executable, parameters: tuple[str, ...]) -> str:
+        compiled: Any = statement.compile(dialect=self._dialect)  # type: ignore[attr-defined]
+        found = tuple(compiled.positiontup or ())
+        if found != parameters:
+            raise AssertionError(f"parameters of {compiled} are {found}, the rows are {parameters}")
+        return str(compiled)
+
+    def _insert(self, table: str, columns: tuple[str, ...]) -> str:
+        return self._sql(insert(TABLES[table]).values({name: bindparam(name) for name in columns}), columns)
+
+    def _upsert(self, table: str, columns: tuple[str, ...]) -> str:
+        target: Table = TABLES[table]
+        statement = sqlite.insert(target).values({name: bindparam(name) for name in columns})
+        primary = [column.name for column in target.primary_key]
+        changed = {name: statement.excluded[name] for name in columns if name not in primary}
+        return self._sql(statement.on_conflict_do_update(index_elements=primary, set_=changed), columns)
+
+    # -- interning --
+
+    def remember(self, table: str, name: str, number: int) -> int:
+        """Keep the number of an interned name; the least recently used one goes when there are too many."""
+        known = self._names[table]
+        known[name] = number
+        if len(known) > NAMES_KEPT:
+            known.popitem(last=False)
+        return number
+
+    def _number(self, cursor: Any, table: str, name: str, fresh: dict[tuple[str, str], int]) -> int:
+        known = self._names[table].get(name)
+        if known is None:
+            known = fresh.get((table, name))
+        if known is None:
+            cursor.execute(self.lookup[table], (name,))
+            row = cursor.fetchone()
+            if row is not None:
+                known = int(row[0])
+            else:
+                known = self.last_ids[table] + 1
+                self.last_ids[table] = known
+                cursor.execute(self.intern[table], (known, name))
+            fresh[table, name] = known
+        return known
+
+    # -- writing --
+
+    def write(self, connection: Any, commit: Commit, take_from: int | None = None, holder: str = "") -> None:
+        """Write a commit in one transaction; runs in the driver's thread.
+
+        With `take_from` the fencing token moves from that value to the commit's. Raises OwnershipLost where
+        another owner has moved it; nothing is written then.
+        """
+        cursor = connection.cursor()
+        before = dict(self.last_ids)
+        try:
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                fresh = self._write(cursor, commit, take_from, holder)
+                cursor.execute("COMMIT")
+            except BaseException:
+                self.last_ids = before
+                if getattr(connection, "in_transaction", True):
+                    cursor.execute("ROLLBACK")
+                raise
+        finally:
+            cursor.close()
+        for (table, name), number in fresh.items():
+            self.remember(table, name, number)
+        self.last_ids["moves"] += len(commit.moves)
+
+    def _write(self, cursor: Any, commit: Commit, take_from: int | None, holder: str) -> dict[tuple[str, str], int]:
+        many: Callable[[str, list[tuple[Any, ...]]], Any] = cursor.executemany
+        cursor.execute(self.fence)
+        token = cursor.fetchone()[0]
+        if token != (commit.token if take_from is None else take_from):
+            raise OwnershipLost(
+                f"another owner has taken the database over (its token is {token}, this run's is {commit.token}): "
+                "nothing of this commit was written"
+            )
+        if take_from is not None:
+            cursor.execute(self.take, (commit.token, holder, commit.at_us))
+        fresh: dict[tuple[str, str], int] = {}
+        if commit.agents:
+            many(self.upsert["agents"], _rows(AgentRecord, commit.agents.values()))
+        if commit.changes:
+            self._write_changes(cursor, commit, fresh)
+        if commit.events:
+            number = self._number
+            many(
+                self.insert["events"],
+                [
+                    (
+                        event.id,
+                        number(cursor, "event_types", event.type, fresh),
+                        number(cursor, "event_sources", event.source, fresh),
+                        event.data,
+                        event.metadata,
+                        event.timestamp_us,
+                        event.tick_id,
+                    )
+                    for event in commit.events
+                ],
+            )
+        if commit.ticks:
+            many(self.insert["ticks"], commit.ticks)  # type: ignore[arg-type]
+        if commit.errors:
+            many(self.insert["tick_errors"], commit.errors)  # type: ignore[arg-type]
+        if commit.forgotten:
+            many(self.delete_stats, [(number,) for number in commit.forgotten])
+        if commit.stats:
+            many(self.upsert["agent_stats"], _rows(AgentStats, commit.stats.values()))
+        if commit.iterations:
+            many(self.insert["iterations"], _rows(IterationRecord, commit.iterations))
+        if commit.kind != "iteration":
+            cursor.execute(
+                self.insert["commits"],
+                (commit.id, commit.kind, commit.iteration, commit.run_id, commit.at_us),
+            )
+        for table, record, values in (
+            ("runs", RunRecord, commit.runs),
+            ("subscriptions", SubscriptionRecord, commit.subscriptions.values()),
+            ("dead_letters", DeadLetterRecord, commit.dead_letters),
+            ("delayed_events", DelayedRecord, commit.delayed.values()),
+            ("schedules", ScheduleRecord, commit.schedules.values()),
+            ("commands", CommandRecord, commit.commands),
+        ):
+            if values:
+                many(self.upsert[table], _rows(record, values))
+        if commit.patterns:
+            many(
+                self.insert["subscription_patterns"],
+                [(record.id, pattern, glob_of(pattern)) for record in commit.patterns for pattern in record.patterns],
+            )
+        if commit.positions:
+            many(self.upsert["positions"], list(commit.positions.items()))
+        if commit.moves:
+            many(
+                self.insert["moves"],
+                [(self.last_ids["moves"] + place, commit.id, *move) for place, move in enumerate(commit.moves, 1)],
+            )
+        return fresh
+
+    def _write_changes(self, cursor: Any, commit: Commit, fresh: dict[tuple[str, str], int]) -> None:
+        rows: list[tuple[Any, ...]] = []
+        newest: dict[str, tuple[int, Cell | None]] = {}
+        kept: dict[str, Cell | None] = {}
+        for change in commit.changes:
+            key, old, new = change.key, change.old, change.new
+            known = newest.get(key)
+            if known is not None:
+                number = known[0]
+            else:
+                kept[key] = old
+                if old is not None and old.key_id is not None:
+                    number = old.key_id
+                else:
+                    number = self._number(cursor, "keys", key, fresh)
+            if new is not None:
+                new.key_id = number
+            newest[key] = (number, new)
+            rows.append(
+                (
+                    change.id,
+                    number,
+                    None if new is None else new.text,
+                    None if old is None else old.change_id,
+                    change.tick_id,
+                )
+            )
+        cursor.executemany(self.insert["state_changes"], rows)
+        updates: list[tuple[Any, ...]] = []
+        upserts: list[tuple[Any, ...]] = []
+        deletes: list[tuple[Any, ...]] = []
+        for key, (number, cell) in newest.items():
+            before = kept[key]
+            if cell is None:
+                if before is not None:
+                    deletes.append((number,))
+            elif before is not None and before.agent_id == cell.agent_id:
+                updates.append((cell.text, cell.version, cell.change_id, number))
+            else:
+                upserts.append((number, cell.text, cell.version, cell.change_id, cell.agent_id))
+        if deletes:
+            cursor.executemany(self.delete_state, deletes)
+        if updates:
+            cursor.executemany(self.update_state, updates)
+        if upserts:
+            cursor.executemany(self.upsert["state"], upserts)
+
+
+_GETTERS: dict[type, Callable[[Any], tuple[Any, ...]]] = {}
+
+
+def _rows(record: type, values: Iterable[Any]) -> list[tuple[Any, ...]]:
+    getter = _GETTERS.get(record)
+    if getter is None:
+        getter = _GETTERS[record] = attrgetter(*_columns(record))
+    return [getter(value) for value in values]
