@@ -7,6 +7,7 @@ Wall time is for people and schedules; order goes by number and durations by the
 from __future__ import annotations
 
 import asyncio
+import random
 import secrets
 import time
 from datetime import UTC, datetime
@@ -78,6 +79,9 @@ class SystemClock:
 
     real = True
 
+    def __init__(self) -> None:
+        self._random = random.Random(secrets.randbits(128))
+
     def now_us(self) -> int:
         return time.time_ns() // 1000
 
@@ -92,7 +96,7 @@ class SystemClock:
             return time.monotonic()
 
     def seed(self) -> int:
-        return secrets.randbits(31)
+        return self._random.getrandbits(31)
 
     async def wait(self, bell: Bell, until: float | None) -> None:
         await bell.wait(None if until is None else until - self.monotonic())

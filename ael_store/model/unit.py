@@ -15,7 +15,7 @@ from typing import Any, Literal
 from ael_store.errors import UnitClosed
 from ael_store.model.event import Emission, Event
 from ael_store.model.state import Shadow, State
-from ael_store.model.values import DEFAULT_LIMITS, Limits
+from ael_store.model.values import DEFAULT_LIMITS, INT_MAX, Limits, decode
 
 __all__ = ["Failure", "Kind", "Outcome", "SubscriptionRequest", "Unit"]
 
@@ -186,6 +186,12 @@ class Unit:
         if self.shadow is None:
             return None
         for key in self.writes:
-            if key in self.shadow and key not in self.increments:
+            if key in self.shadow and (key not in self.increments or not self._can_merge(key)):
                 return key
         return None
+
+    def _can_merge(self, key: str) -> bool:
+        """True where the value of now is a number that the increment still fits."""
+        cell = self.state.cells.get(key)
+        value = 0 if cell is None else decode(cell.text)
+        return type(value) in (int, float) and abs(value + self.increments[key]) <= INT_MAX

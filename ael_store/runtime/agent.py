@@ -11,6 +11,7 @@ import inspect
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from weakref import WeakKeyDictionary
 
 from ael_store.errors import InvalidAgent
 from ael_store.model.event import Event, check_name
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["AgentBase", "check_agent", "fingerprint", "overrides"]
 
 _UNSET: Any = object()
+_FINGERPRINTS: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 _WATCHED = frozenset(("enabled", "priority"))
 
 
@@ -195,6 +197,9 @@ def overrides(agent: AgentBase, hook: str) -> bool:
 
 def fingerprint(agent: AgentBase) -> str:
     """Return a digest of the code of the agent's class, so that changed code is noticed at the next start."""
+    known = _FINGERPRINTS.get(type(agent))
+    if known is not None:
+        return known
     parts: list[bytes] = []
     for cls in type(agent).__mro__:
         if cls in (AgentBase, object):
@@ -204,7 +209,8 @@ def fingerprint(agent: AgentBase) -> str:
             code = getattr(value, "__code__", None)
             if code is not None:
                 parts += [name.encode(), code.co_code, repr(_constants(code)).encode()]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    digest = _FINGERPRINTS[type(agent)] = hashlib.sha256(b"\0".join(parts)).hexdigest()[:16]
+    return digest
 
 
 def _constants(code: Any) -> list[Any]:

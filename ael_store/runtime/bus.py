@@ -46,6 +46,10 @@ class BusHost(Protocol):
         """Return the newest events, oldest first."""
         ...
 
+    def event_count(self) -> int:
+        """Return how many events the log has seen; 0 while no loop runs."""
+        ...
+
 
 class EventBus:
     """Publish and subscribe: `bus.subscribe("too_hot", "fan", callback)`, `bus.emit("too_hot", "sensor", {…})`."""
@@ -216,8 +220,8 @@ class EventBus:
             for name, pattern in self._callbacks:
                 patterns.setdefault(pattern, []).append(name)
             return {
-                "total_events": self._emitted,
-                "history_size": len(self.get_event_history()),
+                "total_events": self._emitted if self._host is None else self._host.event_count(),
+                "history_size": len(self._history) if self._host is None else min(HISTORY, self._host.event_count()),
                 "subscriptions": patterns,
                 "total_subscribers": len(self._callbacks),
                 "failed_callbacks": self._failed,

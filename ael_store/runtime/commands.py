@@ -153,10 +153,7 @@ def _rename(desk: Desk, name: str, new_name: str) -> bool:
     record.name = new_name
     desk.journal.changed(record)
     desk.journal.move("flag", new_name, {"renamed_from": name})
-    for subscription in desk.deliveries.subscriptions.values():
-        if subscription.record.agent_id == record.id or subscription.record.subscriber == name:
-            subscription.record.subscriber = new_name
-            desk.journal.changed(subscription.record)
+    desk.deliveries.rename(name, new_name)
     move_own_keys(desk, name, new_name)
     return True
 

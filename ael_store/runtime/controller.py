@@ -96,6 +96,7 @@ class AELController:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: Future[None] | None = None
         self._signals = 0
+        self._stop_requested = False
         self._last_stats: dict[str, Any] = {"iteration": 0, "uptime_seconds": 0.0, "start_time": None}
 
     def _attach(self) -> None:
@@ -136,21 +137,20 @@ class AELController:
         self._loop = asyncio.get_running_loop()
         self._ended = Future()
         self._signals = 0
+        self._stop_requested = False
         self._task = asyncio.create_task(self._work(iterations), name="ael-loop")
         restore = self._handle_signals()
+        cancelled: asyncio.CancelledError | None = None
         try:
             while not self._task.done():
                 try:
-                    await asyncio.shield(self._task)
-                except asyncio.CancelledError:
-                    if self._task.done():
-                        break
-                    self._request_stop()
                     await asyncio.wait({self._task})
-                    if not self._task.cancelled() and self._task.exception() is not None:
-                        break
-                    raise
+                except asyncio.CancelledError as error:
+                    cancelled = error
+                    self._request_stop()
             self._task.result()
+            if cancelled is not None:
+                raise cancelled
         finally:
             restore()
             self._task = None
@@ -168,6 +168,7 @@ class AELController:
             self.clock,
         )
         run.iterations_left = iterations
+        run.stopping = self._stop_requested
         failure: BaseException | None = None
         try:
             await run.begin()
@@ -192,6 +193,7 @@ class AELController:
         await asyncio.shield(asyncio.wrap_future(ended))
 
     def _request_stop(self) -> None:
+        self._stop_requested = True
         run = self._run
         if run is not None:
             run.stopping = True

@@ -75,6 +75,10 @@ class Deliveries:
         self.settings = settings
         self.known_types: set[str] = set()
         self.subscriptions: dict[int, Subscription] = {record.id: Subscription(record) for record in records}
+        self._of_agent: dict[int, Subscription] = {}
+        self._of_callback: dict[tuple[str, str], Subscription] = {}
+        for subscription in self.subscriptions.values():
+            self._index(subscription)
         self._by_type: dict[str, tuple[Subscription, ...]] = {}
         self._heap: list[tuple[int, int]] = []
         self._waiting: set[int] = set()
@@ -82,8 +86,12 @@ class Deliveries:
 
     # -- who is subscribed --
 
-    def _changed(self) -> None:
-        self._by_type.clear()
+    def _index(self, subscription: Subscription) -> None:
+        record = subscription.record
+        if record.agent_id is not None:
+            self._of_agent[record.agent_id] = subscription
+        else:
+            self._of_callback[record.subscriber, record.patterns[0]] = subscription
 
     def _open(self, subscriber: str, patterns: tuple[str, ...], agent_id: int | None, now_us: int) -> Subscription:
         self.journal.subscription_id += 1
@@ -105,7 +113,8 @@ class Deliveries:
         subscription.complete = True
         self.journal.changed(record)
         self.journal.commit.patterns.append(record)
-        self._changed()
+        self._index(subscription)
+        self._by_type.clear()
         return subscription
 
     def attach_agent(self, slot: AgentSlot, now_us: int) -> None:
@@ -114,7 +123,7 @@ class Deliveries:
         Where the patterns have changed since, the cursor goes on with the new ones.
         """
         patterns = tuple(sorted(set(slot.agent.subscriptions)))
-        found = next((s for s in self.subscriptions.values() if s.record.agent_id == slot.record.id), None)
+        found = self._of_agent.get(slot.record.id)
         if found is not None and found.record.patterns != patterns:
             cursor = found.record.cursor
             self._end(found, now_us)
@@ -142,7 +151,7 @@ class Deliveries:
         now_us: int,
     ) -> None:
         """Connect a callback to the cursor of (subscriber, pattern); a new one starts from now."""
-        found = self._find(subscriber, pattern)
+        found = self._of_callback.get((subscriber, pattern))
         if found is None:
             found = self._open(subscriber, (pattern,), None, now_us)
         found.callback = callback
@@ -150,25 +159,28 @@ class Deliveries:
         found.record.seen_us = now_us
         self._wait_for(found)
 
-    def _find(self, subscriber: str, pattern: str) -> Subscription | None:
+    def rename(self, subscriber: str, new_name: str) -> None:
+        """Give the cursors of a subscriber to its new name."""
         for subscription in self.subscriptions.values():
             record = subscription.record
-            if record.agent_id is None and record.subscriber == subscriber and record.patterns == (pattern,):
-                return subscription
-        return None
+            if record.subscriber == subscriber:
+                record.subscriber = new_name
+                self.journal.changed(record)
+                if record.agent_id is None:
+                    self._of_callback.pop((subscriber, record.patterns[0]), None)
+                    self._index(subscription)
 
     def end(self, subscriber: str, pattern: str | None, now_us: int) -> None:
         """End the callbacks' cursors of a subscriber: of one pattern, or all of them."""
-        for subscription in list(self.subscriptions.values()):
-            record = subscription.record
-            if record.agent_id is None and record.subscriber == subscriber and pattern in (None, *record.patterns):
+        for (name, wanted), subscription in list(self._of_callback.items()):
+            if name == subscriber and pattern in (None, wanted):
                 self._end(subscription, now_us)
 
     def end_agent(self, agent_id: int, name: str, now_us: int) -> None:
         """End every cursor of an agent, its callbacks' too."""
-        for subscription in list(self.subscriptions.values()):
-            if subscription.record.agent_id == agent_id:
-                self._end(subscription, now_us)
+        own = self._of_agent.get(agent_id)
+        if own is not None:
+            self._end(own, now_us)
         self.end(name, None, now_us)
 
     def _end(self, subscription: Subscription, now_us: int) -> None:
@@ -176,8 +188,12 @@ class Deliveries:
         record.ended_us = now_us
         self.journal.changed(record)
         del self.subscriptions[record.id]
+        if record.agent_id is not None:
+            self._of_agent.pop(record.agent_id, None)
+        else:
+            self._of_callback.pop((record.subscriber, record.patterns[0]), None)
         self._waiting.discard(record.id)
-        self._changed()
+        self._by_type.clear()
 
     def subscribers_of(self, type: str) -> tuple[Subscription, ...]:
         found = self._by_type.get(type)

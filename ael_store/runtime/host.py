@@ -124,6 +124,10 @@ class Host:
         records = [record for record in past if record.id not in known] + fresh
         return [Event.from_record(record) for record in records[-limit:]]
 
+    def event_count(self) -> int:
+        run = self.run
+        return 0 if run is None else run.journal.event_id
+
     @contextmanager
     def _reader(self) -> Iterator[Reader | None]:
         if self.store.is_open:

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Due", "collect_outside", "reconcile", "run_iteration", "settle"]
 
+IDLE_BATCH = 1000
+"""Idle iterations are committed at the latest when there are so many."""
+
 log = logging.getLogger("ael_store.loop")
 
 
@@ -249,14 +252,9 @@ def select(run: Run, due: Due) -> list[AgentSlot]:
     triggered = run.schedules.due(due.now_us)
     if not due.clock:
         return triggered
-    slots = run.roster.slots
+    slots = run.roster.tickers
     ready = [
-        slot.agent
-        for slot in slots.values()
-        if slot.has_tick
-        and slot.agent.trigger is None
-        and slot.ready(due.now_us)
-        and (slot.started or slot.name in run.unstarted)
+        slot.agent for slot in slots.values() if slot.ready(due.now_us) and (slot.started or slot.name in run.unstarted)
     ]
     chosen = run.scheduler.select_agents(ready, run.settings.max_agents, iteration=run.journal.clock)
     return triggered + [slots[agent.name] for agent in chosen]
@@ -279,7 +277,7 @@ async def tick(run: Run, selected: list[AgentSlot], outside: list[Job], tally: _
             slot = starting.popleft()
             if slot.busy is None:
                 return hook_job(run, slot, "start")
-        while waiting:
+        while waiting and not run.stopping:
             slot = waiting.popleft()
             if run.schedules.has(slot.name):
                 run.schedules.fired(slot, run.clock.now_us())
@@ -466,6 +464,7 @@ async def commit(run: Run) -> float:
         run.journal.commit.idle
         and not run.replies
         and waiting is not None
+        and len(run.journal.commit.iterations) < IDLE_BATCH
         and 0 <= run.clock.now_us() - waiting.started_us < run.settings.idle_commit * 1e6
     ):
         return 0.0

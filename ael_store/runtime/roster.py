@@ -90,6 +90,9 @@ class Roster:
         self.slots: dict[str, AgentSlot] = {}
         self.records = dict(resumed.agents)
         self.stats = dict(resumed.stats)
+        self.tickers: dict[str, AgentSlot] = {}
+        """Those that the clock ticks: with an `on_tick`, without a trigger."""
+        self._ailing: set[str] = set()
         self._order = 0
 
     def __iter__(self) -> Iterator[AgentSlot]:
@@ -135,6 +138,10 @@ class Roster:
         slot = AgentSlot(agent, record, stats, self._order, self.settings.tick_timeout)
         self._order += 1
         self.slots[agent.name] = slot
+        if slot.has_tick and agent.trigger is None:
+            self.tickers[agent.name] = slot
+        if record.retry_us is not None:
+            self._ailing.add(agent.name)
         if record.metadata != "{}":
             agent.metadata.clear()
             agent.metadata.update(orjson.loads(record.metadata))
@@ -158,6 +165,8 @@ class Roster:
     def remove(self, name: str) -> AgentSlot:
         """Take an agent out; what the database knows of it stays."""
         slot = self.slots.pop(name)
+        self.tickers.pop(name, None)
+        self._ailing.discard(name)
         slot.record.registered = 0
         self.journal.changed(slot.record)
         return slot
@@ -255,6 +264,8 @@ class Roster:
     def _fail(self, slot: AgentSlot, unit: Unit) -> list[Emission]:
         record, settings = slot.record, self.settings
         record.failures += 1
+        if record.failures >= settings.backoff_after:
+            self._ailing.add(slot.name)
         if record.failures >= settings.quarantine_after:
             record.retry_us = unit.now_us + PROBE_S * 1_000_000
             if record.quarantined_us is None:
@@ -279,9 +290,11 @@ class Roster:
 
     def next_retry_us(self, now_us: int) -> int | None:
         """Return when the next back-off of an enabled agent ends."""
-        times = [
-            slot.record.retry_us
-            for slot in self.slots.values()
-            if slot.record.retry_us is not None and slot.record.enabled and slot.record.retry_us > now_us
-        ]
+        times: list[int] = []
+        for name in list(self._ailing):
+            slot = self.slots.get(name)
+            if slot is None or slot.record.retry_us is None:
+                self._ailing.discard(name)
+            elif slot.record.enabled and slot.record.retry_us > now_us:
+                times.append(slot.record.retry_us)
         return min(times, default=None)

@@ -95,8 +95,11 @@ def write_engine(path: Path, durability: str) -> AsyncEngine:
 
 def read_engine(path: Path) -> Engine:
     """Return an engine that can't write; it works beside a running loop and in a folder that can't be written."""
+    query = {"mode": "ro", "uri": "true"}
+    if not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists():
+        query["immutable"] = "1"  # SQLite could not make the shared memory of a log, and there is no log to read
     engine = create_engine(
-        URL.create("sqlite+pysqlite", database=f"file:{_quote(path)}", query={"mode": "ro", "uri": "true"}),
+        URL.create("sqlite+pysqlite", database=f"file:{_quote(path)}", query=query),
         poolclass=QueuePool,
         pool_size=2,
         max_overflow=8,
