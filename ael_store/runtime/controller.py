@@ -24,9 +24,10 @@ from ael_store.runtime.bus import EventBus
 from ael_store.runtime.context import StateContext
 from ael_store.runtime.current import current_unit
 from ael_store.runtime.host import Host
+from ael_store.runtime.lifecycle import Lifecycle, Recovery
 from ael_store.runtime.manager import AgentManager
 from ael_store.runtime.measure import IterationSummary
-from ael_store.runtime.run import Recovery, Run
+from ael_store.runtime.run import Parts, Run
 from ael_store.runtime.scheduler import Scheduler, check_strategy
 from ael_store.settings import Settings
 from ael_store.store.store import Store
@@ -91,7 +92,7 @@ class AELController:
         )
         self._host = Host(self.clock, self.store, limits)
         self._attach()
-        self._run: Run | None = None
+        self._life: Lifecycle | None = None
         self._task: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended: Future[None] | None = None
@@ -157,31 +158,42 @@ class AELController:
             self._ended.set_result(None)
 
     async def _work(self, iterations: int | None) -> None:
-        run = self._run = Run(
-            self._host,
-            self.store,
-            self.settings,
-            self.agent_manager,
-            self.event_bus,
-            self.scheduler,
-            self.state_context,
-            self.clock,
+        store = self.store
+        resumed = await store.open(
+            "loop",
+            upgrade_schema=self.settings.upgrade == "auto",
+            backup=self.settings.backup,
+            progress=log.info,
         )
-        run.iterations_left = iterations
-        run.stopping = self._stop_requested
+        life: Lifecycle | None = None
         failure: BaseException | None = None
         try:
-            await run.begin()
-            await run.main()
-            run.stopping = True
-            await run.end()
+            parts = Parts(
+                self._host,
+                store,
+                self.settings,
+                self.agent_manager,
+                self.event_bus,
+                self.scheduler,
+                self.state_context,
+                self.clock,
+            )
+            life = self._life = Lifecycle(parts, self._host, self._host.limits, resumed, iterations)
+            del resumed
+            life.run.stopping = self._stop_requested
+            await life.begin()
+            await life.main()
+            life.run.stopping = True
+            await life.end()
         except BaseException as error:
             failure = error
             raise
         finally:
-            self._last_stats = self._stats_of(run)
-            self._run = None
-            await run.close(failure)
+            if life is not None:
+                self._last_stats = self._stats_of(life.run)
+                self._life = None
+                await life.close(failure)
+            await store.close()
 
     async def stop(self) -> None:
         """Stop the loop. Returns when the run has ended; inside a hook at once. From any task or thread."""
@@ -194,10 +206,10 @@ class AELController:
 
     def _request_stop(self) -> None:
         self._stop_requested = True
-        run = self._run
-        if run is not None:
-            run.stopping = True
-            run.wake()
+        life = self._life
+        if life is not None:
+            life.run.stopping = True
+            life.run.wake()
 
     def _handle_signals(self) -> Callable[[], None]:
         """Take SIGINT and SIGTERM as a stop where nobody else does; returns how to put them back."""
@@ -256,7 +268,7 @@ class AELController:
     @property
     def recovery(self) -> Recovery | None:
         """What the current run found when it began; None while none runs."""
-        return None if self._run is None else self._run.recovery
+        return None if self._life is None else self._life.recovery
 
     @property
     def running(self) -> bool:
@@ -265,7 +277,7 @@ class AELController:
 
     def get_stats(self) -> dict[str, Any]:
         """Return the loop's figures and those of its parts."""
-        figures = self._last_stats if self._run is None else self._stats_of(self._run)
+        figures = self._last_stats if self._life is None else self._stats_of(self._life.run)
         return {
             "running": self.running,
             **figures,
@@ -279,12 +291,10 @@ class AELController:
         }
 
     def _stats_of(self, run: Run) -> dict[str, Any]:
-        journal = getattr(run, "journal", None)
-        uptime_s = (self.clock.now_us() - run.started_us) / 1e6 if run.started_us else 0.0
         return {
-            "iteration": 0 if journal is None else journal.iteration,
-            "uptime_seconds": max(0.0, uptime_s),
-            "start_time": iso(run.started_us) if run.started_us else None,
+            "iteration": run.journal.iteration,
+            "uptime_seconds": max(0.0, (self.clock.now_us() - run.started_us) / 1e6),
+            "start_time": iso(run.started_us),
             "this_run": run.meter.get_stats(),
         }
 

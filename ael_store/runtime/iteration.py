@@ -81,7 +81,8 @@ async def run_iteration(run: Run, due: Due) -> None:
     collect_late(run, tally)
     outside = collect_outside(run)
     await tick(run, select(run, due), outside, tally)
-    await deliver(run, tally)
+    if due.going:
+        await deliver(run, tally)
     ran_s = run.clock.monotonic() - due.began
     journal.commit.iterations.append(
         IterationRecord(

@@ -23,7 +23,6 @@ from ael_store.runtime.agent import AgentBase, check_agent, fingerprint, overrid
 from ael_store.runtime.journal import Journal, loop_event
 
 if TYPE_CHECKING:
-    from ael_store.runtime.tick import Job
     from ael_store.settings import Settings
 
 __all__ = ["AgentSlot", "Roster"]
@@ -57,7 +56,8 @@ class AgentSlot:
         self.stats = stats
         self.order = order
         self.started = False
-        self.busy: Job | None = None
+        self.busy: object | None = None
+        """The job that runs now."""
         self.limit_s = default_limit_s if agent.tick_timeout is None else float(agent.tick_timeout)
         self.has_tick = overrides(agent, "on_tick") or not agent.subscriptions
         self.threaded = {
@@ -100,10 +100,15 @@ class Roster:
 
     # -- coming and going --
 
-    def add(self, agent: AgentBase, now_us: int) -> AgentSlot:
-        """Give an agent its slot, with everything that the database knows of its name or of an alias."""
+    def add(self, agent: AgentBase, now_us: int) -> tuple[AgentSlot, str | None]:
+        """Give an agent its slot, with everything that the database knows of its name or of an alias.
+
+        Returns the slot, and the alias that it was known by.
+        """
         check_agent(agent)
-        record = self.records.get(agent.name) or self._adopt(agent)
+        record, alias = self.records.get(agent.name), None
+        if record is None:
+            record, alias = self._adopt(agent)
         class_path = f"{type(agent).__module__}:{type(agent).__qualname__}"
         code = fingerprint(agent)
         if record is None:
@@ -148,9 +153,9 @@ class Roster:
         slot.show_counts()
         self.journal.changed(record)
         self.journal.changed(stats)
-        return slot
+        return slot, alias
 
-    def _adopt(self, agent: AgentBase) -> AgentRecord | None:
+    def _adopt(self, agent: AgentBase) -> tuple[AgentRecord | None, str | None]:
         for alias in agent.aliases:
             record = self.records.get(alias)
             if record is not None and alias not in self.slots:
@@ -159,8 +164,8 @@ class Roster:
                 self.journal.move("flag", agent.name, {"renamed_from": alias})
                 log.info("agent %s takes over state, statistics and cursors of %s", agent.name, alias)
                 record.name = agent.name
-                return record
-        return None
+                return record, alias
+        return None, None
 
     def remove(self, name: str) -> AgentSlot:
         """Take an agent out; what the database knows of it stays."""

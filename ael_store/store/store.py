@@ -60,10 +60,12 @@ class Store:
 
     @property
     def is_open(self) -> bool:
+        """True from `open` to `close`."""
         return self._driver is not None
 
     @property
     def is_temporary(self) -> bool:
+        """True where the database is a private file that goes with this object."""
         return self._folder is not None
 
     @property
