@@ -12,6 +12,7 @@ __all__ = [
     "AgentNotLoadable",
     "DatabaseDamaged",
     "DatabaseNotUsable",
+    "DiskFull",
     "InvalidAgent",
     "InvalidKey",
     "InvalidSetting",
@@ -122,6 +123,10 @@ class StorageFailed(AelError, OSError):
     """A write failed: disk full or an I/O error. Whether a COMMIT took effect is known after a restart."""
 
     exit_code = 74
+
+
+class DiskFull(StorageFailed):
+    """There is no room for a write; nothing of it was written, and it can be tried again."""
 
 
 class OwnedElsewhere(AelError):

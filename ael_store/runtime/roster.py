@@ -136,7 +136,9 @@ class Roster:
             record.failures, record.retry_us, record.quarantined_us = 0, None, None
         record.class_path, record.fingerprint, record.registered = class_path, code, 1
         record.priority = agent.priority
-        record.enabled = int(agent.enabled) if record.operator_enabled is None else record.operator_enabled
+        if record.operator_enabled is not None:
+            object.__setattr__(agent, "enabled", bool(record.operator_enabled))
+        record.enabled = int(agent.enabled)
         stats = self.stats.get(record.id)
         if stats is None:
             stats = self.stats[record.id] = AgentStats(record.id)
@@ -193,8 +195,13 @@ class Roster:
         record = slot.record
         if type(agent.priority) is int and 0 <= agent.priority <= 10:
             record.priority = agent.priority
-        if record.operator_enabled is None or record.operator_enabled == int(agent.enabled):
+        if record.operator_enabled is None:
             record.enabled = int(agent.enabled)
+        elif record.operator_enabled != int(agent.enabled):
+            log.warning(
+                "agent %s: enabled=%s is not taken over, an operator has said otherwise", slot.name, agent.enabled
+            )
+            object.__setattr__(agent, "enabled", bool(record.operator_enabled))
         self.journal.changed(record)
         self.journal.move("flag", agent.name, {"enabled": bool(record.enabled), "priority": record.priority})
 

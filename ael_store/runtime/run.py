@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import threading
 from collections import deque
@@ -15,7 +16,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ael_store.clock import Bell, Clock, iso
-from ael_store.model.records import Resumed
+from ael_store.errors import DiskFull
+from ael_store.model.records import Commit, Resumed
 from ael_store.model.state import State
 from ael_store.model.unit import Kind, Unit
 from ael_store.model.values import Limits
@@ -38,6 +40,11 @@ if TYPE_CHECKING:
     from ael_store.store.store import Store
 
 __all__ = ["Parts", "Run"]
+
+FULL_LIMIT_S = 300.0
+"""How long a run waits for room on a full disk before it ends."""
+
+log = logging.getLogger("ael_store.loop")
 
 
 class RunHost(ContextHost, AgentHost, Protocol):
@@ -171,7 +178,7 @@ class Run:
             self.journal.commit.positions[self.scheduler.strategy] = position
             self.journal.move("scheduler", self.scheduler.strategy, {"position": position})
         commit = self.journal.take(kind, self.clock.now_us())
-        await self.store.commit(commit, take_from=take_from, holder=f"pid {os.getpid()}")
+        await self._write(commit, take_from)
         self.journal.done()
         replies, self.replies = self.replies, []
         for future, result, error in replies:
@@ -181,6 +188,24 @@ class Run:
                 future.set_result(result)
             else:
                 future.set_exception(error)
+
+    async def _write(self, commit: Commit, take_from: int | None) -> None:
+        """Have the store write a commit; while the disk is full the same commit is tried again and no unit runs."""
+        pause_s, waited_s = 1.0, 0.0
+        while True:
+            try:
+                await self.store.commit(commit, take_from=take_from, holder=f"pid {os.getpid()}")
+            except DiskFull as error:
+                if self.stopping or waited_s >= FULL_LIMIT_S:
+                    raise
+                log.error("%s; trying again in %.0f s, no agent runs until then", error, pause_s)
+                await self.clock.wait(self.bell, self.clock.monotonic() + pause_s)
+                waited_s += pause_s
+                pause_s = min(2 * pause_s, 30.0)
+            else:
+                if waited_s:
+                    log.warning("the disk has room again: committed after %.0f s", waited_s)
+                return
 
     # -- asking --
 

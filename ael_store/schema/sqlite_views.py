@@ -148,11 +148,10 @@ VIEWS: dict[str, str] = {
                s.skipped || ' events were skipped because it was away too long', {_time("s.seen_us")}
         FROM subscriptions s WHERE s.skipped > 0 AND s.ended_us IS NULL
         UNION ALL
-        SELECT 'overrun', 'loop', sum(i.missed) || ' slots of the clock were lost in the last hour',
-               {_time("min(i.started_us)")}
-        FROM iterations i
-        WHERE i.missed > 0 AND i.id > (SELECT max(id) FROM iterations) - 36000
-          AND i.started_us > {NOW} - 3600000000
-        HAVING sum(i.missed) > 0""",
+        SELECT 'overrun', 'loop', o.lost || ' slots of the clock were lost in the last hour', {_time("o.first")}
+        FROM (SELECT sum(i.missed) AS lost, min(i.started_us) AS first FROM iterations i
+              WHERE i.missed > 0 AND i.id > (SELECT max(id) FROM iterations) - 36000
+                AND i.started_us > {NOW} - 3600000000) o
+        WHERE o.lost > 0""",
 }
 VIEWS = {name: text.strip() for name, text in VIEWS.items()}

@@ -8,7 +8,6 @@ is advice, the lock is the truth. The file stays when the owner ends, so that no
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import socket
@@ -19,6 +18,13 @@ from pathlib import Path
 
 from ael_store.clock import iso
 from ael_store.errors import DatabaseNotUsable, OwnedElsewhere
+
+try:
+    import fcntl
+except ImportError:
+    raise ImportError(
+        "ael_store runs on Linux and macOS; this platform has no flock, which guards its databases"
+    ) from None
 
 __all__ = ["DatabaseLock", "Holder", "current_holder", "lock_path"]
 

@@ -23,6 +23,7 @@ from ael_store.errors import (
     AelError,
     DatabaseDamaged,
     DatabaseNotUsable,
+    DiskFull,
     NotADatabase,
     OwnedElsewhere,
     StorageFailed,
@@ -159,7 +160,7 @@ def translate(error: BaseException, path: Path) -> AelError:
     name = getattr(original, "sqlite_errorname", type(original).__name__)
     text = str(original)
     if primary == sqlite3.SQLITE_FULL or "disk is full" in text:
-        return StorageFailed(f"{path}: the disk is full ({name}): free some space and start again; nothing is lost")
+        return DiskFull(f"{path}: the disk is full ({name}): free some space; nothing is lost")
     if primary == sqlite3.SQLITE_IOERR:
         return StorageFailed(f"{path}: the disk reports an error ({name}): check it, then start again to re-read")
     if primary == sqlite3.SQLITE_NOTADB:

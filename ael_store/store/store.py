@@ -11,16 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import sqlite3
 import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from sqlite3 import Error as SqliteError
 from typing import Any
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from ael_store.errors import DatabaseNotUsable, SchemaTooOld
+from ael_store.errors import DatabaseNotUsable, SchemaTooOld, UsageError
 from ael_store.model.records import Commit, Resumed
 from ael_store.store.lock import DatabaseLock
 from ael_store.store.reader import Reader
@@ -29,6 +29,9 @@ from ael_store.store.upgrade import HEAD, UpgradeReport, create_database, curren
 from ael_store.store.writer import Writer
 
 __all__ = ["Store"]
+
+OLDEST_SQLITE = (3, 37)
+"""STRICT tables are in SQLite since this version."""
 
 LOCK_WAIT_S = 5.0
 """How long an owner waits for a command that holds the lock for a moment."""
@@ -97,7 +100,7 @@ class Store:
             self._driver = await Driver.of(self._connection)
             resumed = await asyncio.to_thread(self.reader.resume, keys)
             self._writer.last_ids = await asyncio.to_thread(self.reader.last_ids, list(self._writer.last_ids))
-        except (DBAPIError, SqliteError) as error:
+        except (DBAPIError, sqlite3.Error) as error:
             await self.close()
             raise translate(error, self.path) from error
         except BaseException:
@@ -113,6 +116,10 @@ class Store:
         create: bool,
         progress: Callable[[str], None] | None,
     ) -> None:
+        if sqlite3.sqlite_version_info < OLDEST_SQLITE:
+            raise UsageError(
+                f"this Python has SQLite {sqlite3.sqlite_version}, ael_store needs 3.37: use a newer Python build"
+            )
         if not create and not self.path.exists():
             raise DatabaseNotUsable(f"{self.path} does not exist; `ael run` creates it, --db or AEL_DB names another")
         if not self.path.parent.is_dir():
@@ -145,7 +152,7 @@ class Store:
         assert self._driver is not None, "the store is not open"
         try:
             await self._driver.run(self._writer.write, commit, take_from, holder)
-        except (DBAPIError, SqliteError) as error:
+        except (DBAPIError, sqlite3.Error) as error:
             raise translate(error, self.path) from error
 
     async def checkpoint(self) -> None:
@@ -157,7 +164,7 @@ class Store:
         """Checkpoint, close every connection and release the lock. May be called twice."""
         driver, self._driver = self._driver, None
         if driver is not None:
-            with contextlib.suppress(DBAPIError, SqliteError):  # else the next owner's first checkpoint does it
+            with contextlib.suppress(DBAPIError, sqlite3.Error):  # else the next owner's first checkpoint does it
                 await driver.run(_checkpoint)
         if self._reader is not None:
             self._reader.close()
