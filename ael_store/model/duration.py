@@ -62,4 +62,4 @@ def due_us(after: float | int | str | timedelta | datetime, now_us: int) -> int:
         raise InvalidValueType(f"after={after!r} is no length of time; pass seconds, '30m' or a time")
     if not 0 <= seconds < 1e10:
         raise InvalidValue(f"after={after!r} lies in the past or is no finite number of seconds")
-    return now_us + int(seconds * 1_000_000)
+    return now_us + round(seconds * 1_000_000)

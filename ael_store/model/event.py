@@ -164,6 +164,8 @@ class Emission:
             metadata = encode(event.metadata, f"metadata of {what}", limits, limits.event_bytes)
         timestamp_us = None
         if now_us is None:
+            if not isinstance(event.timestamp, datetime):
+                raise InvalidValueType(f"timestamp of {what} is {type(event.timestamp).__name__}, wanted is a datetime")
             timestamp_us = to_us(event.timestamp)
         else:
             event._timestamp = from_us(now_us)

@@ -89,9 +89,9 @@ def check_key(key: Any, limits: Limits = DEFAULT_LIMITS) -> str:
 
 
 def _check(value: Any, what: str, path: str, depth: int) -> None:
-    if depth < 0:
-        raise InvalidValue(f"{what}: nested deeper than the limit at {path[:200]}")
     kind = type(value)
+    if depth <= 0 and kind in (dict, list):
+        raise InvalidValue(f"{what}: nested deeper than the limit at {path[:200]}")
     if kind is dict:
         for key, item in value.items():
             if type(key) is not str:

@@ -25,6 +25,7 @@ __all__ = ["AgentBase", "check_agent", "fingerprint", "overrides"]
 _UNSET: Any = object()
 _FINGERPRINTS: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 _WATCHED = frozenset(("enabled", "priority"))
+_GUARDED = _WATCHED | {"name"}
 
 
 class AgentHost(Protocol):
@@ -108,6 +109,8 @@ class AgentBase:
         self.config = build_config(type(self), config, self.name or type(self).__name__)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name in _GUARDED and self._host is not None:
+            _check_change(self, name, value)
         object.__setattr__(self, name, value)
         if name in _WATCHED and self._host is not None:
             self._host.agent_changed(self)
@@ -167,10 +170,8 @@ def check_agent(agent: Any) -> AgentBase:
         raise InvalidAgent(str(error)) from None
     if "/" in agent.name or agent.name.startswith("("):
         raise InvalidAgent(f"the name of {where} is {agent.name!r}: '/' and a leading '(' are reserved")
-    if type(agent.priority) is not int or not 0 <= agent.priority <= 10:
-        raise InvalidAgent(f"agent {agent.name!r}: priority is {agent.priority!r}, wanted is an integer from 0 to 10")
-    if not isinstance(agent.enabled, bool):
-        raise InvalidAgent(f"agent {agent.name!r}: enabled is {agent.enabled!r}, wanted is True or False")
+    _check_flag(agent.name, "priority", agent.priority)
+    _check_flag(agent.name, "enabled", agent.enabled)
     timeout = agent.tick_timeout
     if timeout is not None and (type(timeout) not in (int, float) or not math.isfinite(timeout) or timeout < 0):
         raise InvalidAgent(
@@ -187,7 +188,28 @@ def check_agent(agent: Any) -> AgentBase:
                 check_name(value, f"agent {agent.name!r}: an entry of {attribute}")
             except (TypeError, ValueError) as error:
                 raise InvalidAgent(str(error)) from None
+    if agent.trigger is not None:
+        from ael_store.runtime.trigger import parse_trigger  # brings APScheduler with it
+
+        parse_trigger(agent.trigger, subject=f"agent {agent.name!r}")
     return agent
+
+
+def _check_flag(agent: str, name: str, value: Any) -> None:
+    if name == "priority" and (type(value) is not int or not 0 <= value <= 10):
+        raise InvalidAgent(f"agent {agent!r}: priority is {value!r}, wanted is an integer from 0 to 10")
+    if name == "enabled" and not isinstance(value, bool):
+        raise InvalidAgent(f"agent {agent!r}: enabled is {value!r}, wanted is True or False")
+
+
+def _check_change(agent: AgentBase, name: str, value: Any) -> None:
+    """Refuse what would stop a running loop."""
+    if name == "name" and value != agent.name:
+        raise InvalidAgent(
+            f"agent {agent.name!r} runs in a loop, so its name can't become {value!r}; unregister it first, "
+            "or rename it in the code with the old name in `aliases`"
+        )
+    _check_flag(agent.name, name, value)
 
 
 def overrides(agent: AgentBase, hook: str) -> bool:

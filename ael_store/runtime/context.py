@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
 
-from ael_store.clock import from_us, iso
+from ael_store.clock import from_us, iso, to_us
 from ael_store.errors import InvalidKey, InvalidValue, InvalidValueType, NotAllowedHere
 from ael_store.model.duration import due_us
 from ael_store.model.event import Emission, Event
@@ -88,13 +88,20 @@ class _Lone:
                 "timestamp": iso(unit.now_us),
                 "operation": "delete" if change.new is None else "set",
                 "key": change.key,
-                "old_value": None if change.old is None else decode(change.old.text),
-                "new_value": None if change.new is None else decode(change.new.text),
+                "old_value": None if change.old is None else change.old.text,
+                "new_value": None if change.new is None else change.new.text,
                 "agent": None,
                 "iteration": None,
             }
             self.changes.append(row)
             self.by_key.setdefault(change.key, deque(maxlen=HISTORY_OF_KEY)).append(row)
+
+    def history(self, key: str | None) -> list[dict[str, Any]]:
+        """Return the changes, of one key or all, with values of their own."""
+        with self.lock:
+            rows = list(self.changes if key is None else self.by_key.get(key, ()))
+        texts = ("old_value", "new_value")
+        return [{**row, **{name: None if row[name] is None else decode(row[name]) for name in texts}} for row in rows]
 
 
 class StateContext:
@@ -180,7 +187,9 @@ class StateContext:
         return self._unit.limits if self._unit is not None else self._host.limits if self._host else DEFAULT_LIMITS
 
     def _writable(self, key: str) -> str:
-        full = check_key(self._prefix + key if self._prefix and type(key) is str else key, self._limits)
+        full = check_key(key, self._limits)
+        if self._prefix:
+            full = check_key(self._prefix + full, self._limits)
         if full in VIRTUAL_KEYS:
             raise InvalidKey(f"state key {full!r} is kept by the loop and can't be written; choose another name")
         return full
@@ -226,10 +235,7 @@ class StateContext:
         if self._host is not None:
             rows = self._host.history(None if key is None else self._prefix + key, limit)
             return [row for row in rows if row["key"].startswith(self._prefix)]
-        memory = self._memory()
-        with memory.lock:
-            found = memory.changes if key is None else memory.by_key.get(self._prefix + key, ())
-            return [dict(row) for row in found if row["key"].startswith(self._prefix)]
+        return self._memory().history(key)
 
     # -- changing --
 
@@ -379,16 +385,13 @@ class StateContext:
         """
         if self._unit is None and self._host is None:
             raise NotAllowedHere("a lone StateContext has no event bus: use EventBus().emit(…)")
-        event = Event(type, self._agent or "outside", data, metadata=metadata)
-        limits = self._limits
-
-        def action(unit: Unit) -> None:
-            due = None if after is None else due_us(after, unit.now_us)
-            if self._agent is None:
-                event.source = unit.subject
-            unit.emit(Emission.of(event, limits, now_us=unit.now_us, due_us=due))
-
-        self._do("events.emit", action)
+        unit = self._running_unit()
+        source = self._agent or ("outside" if unit is None else unit.subject)
+        event = Event(type, source, data, metadata=metadata)
+        now_us = None if unit is None else unit.now_us
+        due = None if after is None else due_us(after, to_us(event.timestamp) if now_us is None else now_us)
+        emission = Emission.of(event, self._limits, now_us=now_us, due_us=due)
+        self._do("events.emit", lambda unit: unit.emit(emission))
         return event
 
     @property

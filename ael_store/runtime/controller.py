@@ -19,6 +19,7 @@ from typing import Any, TypeVar, overload
 
 from ael_store.clock import Clock, SystemClock, iso
 from ael_store.errors import InvalidSetting, NotAllowedHere, UsageError
+from ael_store.model.records import Resumed
 from ael_store.model.values import Limits
 from ael_store.runtime.bus import EventBus
 from ael_store.runtime.context import StateContext
@@ -178,7 +179,7 @@ class AELController:
                 self.state_context,
                 self.clock,
             )
-            life = self._life = Lifecycle(parts, self._host, self._host.limits, resumed, iterations)
+            life = self._life = self._new_life(parts, resumed, iterations)
             del resumed
             life.run.stopping = self._stop_requested
             await life.begin()
@@ -194,6 +195,10 @@ class AELController:
                 self._life = None
                 await life.close(failure)
             await store.close()
+
+    def _new_life(self, parts: Parts, resumed: Resumed, iterations: int | None) -> Lifecycle:
+        """Return the life of the run that begins; `ael_store.testing` puts a workbench of its own into it."""
+        return Lifecycle(parts, self._host, self._host.limits, resumed, iterations)
 
     async def stop(self) -> None:
         """Stop the loop. Returns when the run has ended; inside a hook at once. From any task or thread."""

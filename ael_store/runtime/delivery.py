@@ -40,7 +40,7 @@ log = logging.getLogger("ael_store.delivery")
 class Subscription:
     """One cursor with its subscriber, if that is there."""
 
-    __slots__ = ("callback", "complete", "matches", "queue", "queued", "record", "slot", "wild_only")
+    __slots__ = ("busy", "callback", "complete", "matches", "queue", "queued", "record", "slot", "wild_only")
 
     def __init__(self, record: SubscriptionRecord) -> None:
         self.record = record
@@ -48,6 +48,8 @@ class Subscription:
         self.callback: Callable[[Event], Any] | None = None
         self.queue: deque[EventRecord] = deque()
         self.queued = False
+        self.busy = False
+        """True while its first event is being delivered, in the background too."""
         self.complete = False
         """True where `queue` holds everything that is pending."""
         self.matches = compile_patterns(record.patterns)
@@ -60,7 +62,7 @@ class Subscription:
     def ready(self, now_us: int) -> bool:
         """True where its next event may be delivered now."""
         record, slot = self.record, self.slot
-        if record.retry_us is not None and record.retry_us > now_us:
+        if self.busy or (record.retry_us is not None and record.retry_us > now_us):
             return False
         if slot is not None:
             return slot.started and slot.ready(now_us)
@@ -252,9 +254,15 @@ class Deliveries:
         return [type for type in self.known_types if subscription.matches(type)]
 
     def refilled(self, subscription: Subscription, records: list[EventRecord], until: int) -> None:
-        """Queue what was read from the log; `until` is the last event that was looked at."""
+        """Queue what was read from the log; `until` is the last event that was looked at.
+
+        Where the log has no more, what is not committed yet follows, and the queue is complete.
+        """
         subscription.queue.extend(records)
-        subscription.complete = len(records) < REFILL and until == self.journal.event_id
+        subscription.complete = len(records) < REFILL
+        if subscription.complete:
+            fresh = self.journal.commit.events
+            subscription.queue.extend(event for event in fresh if event.id > until and subscription.matches(event.type))
         if subscription.queue:
             if not subscription.queued:
                 self._push(subscription)
@@ -307,17 +315,19 @@ class Deliveries:
         times = []
         for number in self._waiting:
             subscription = self.subscriptions.get(number)
-            if subscription is not None and subscription.record.retry_us is not None:
-                times.append(subscription.record.retry_us)
+            retry_us = None if subscription is None else subscription.record.retry_us
+            if retry_us is not None and retry_us > now_us:  # one that has passed waits for its subscriber
+                times.append(retry_us)
         return min(times, default=None)
 
     # -- after a delivery --
 
     def began(self, subscription: Subscription) -> None:
         """The first event of the queue is being delivered; nothing else of this subscription until it ended."""
+        subscription.busy = True
         self._waiting.discard(subscription.record.id)
 
-    def settle(self, subscription: Subscription, event_id: int, unit: Unit) -> SubscriptionRecord | None:
+    def settle(self, subscription: Subscription, event_id: int, unit: Unit, failed: bool) -> SubscriptionRecord | None:
         """Move the cursor, or count the attempt, before the unit is applied.
 
         Returns the record where the cursor moves with this unit.
@@ -326,7 +336,7 @@ class Deliveries:
         if unit.outcome == "success":
             self._advance(subscription, event_id)
             return record
-        if unit.outcome in ("error", "timeout"):
+        if failed:
             record.attempts = record.attempts + 1 if record.attempt_event_id == event_id else 1
             record.attempt_event_id = event_id
             if record.attempts < self.settings.delivery_attempts:
@@ -374,6 +384,7 @@ class Deliveries:
 
     def ended(self, subscription: Subscription) -> None:
         """A delivery has ended, whatever its outcome: put the subscription back in line if it has more."""
+        subscription.busy = False
         if subscription.record.id not in self.subscriptions:
             return
         if subscription.queue:

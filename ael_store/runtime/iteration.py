@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from ael_store.errors import AelError, LoopNotRunning
 from ael_store.model.event import Emission, Event
 from ael_store.model.records import IterationRecord
 from ael_store.model.unit import Failure, SubscriptionRequest, Unit
@@ -166,10 +167,17 @@ def _retire(run: Run, slot: AgentSlot, now_us: int) -> None:
     run.roster.remove(slot.name)
     run.schedules.remove(slot.name)
     run.deliveries.end_agent(slot.record.id, slot.name, now_us)
+    run.bus._carry_out(SubscriptionRequest(slot.name, None, None))
     run.unstarted.discard(slot.name)
     slot.agent._host = None
-    if slot.started and slot.busy is None:
-        slot.started = False
+    slot.leaving = slot.started
+    _say_goodbye(run, slot)
+
+
+def _say_goodbye(run: Run, slot: AgentSlot) -> None:
+    """Have the last hook of an unregistered agent run, once no other one does."""
+    if slot.leaving and slot.busy is None:
+        slot.leaving = slot.started = False
         run.followups.append(hook_job(run, slot, "shutdown"))
 
 
@@ -356,11 +364,13 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
     if slot is not None:
         if slot.busy is job and not job.thread_busy:
             slot.busy = None
+            _say_goodbye(run, slot)
         if metadata is not None:
             slot.record.metadata = metadata
             run.journal.changed(slot.record)
     also = run.roster.count(slot, unit) if slot is not None else []
-    failed = unit.outcome in ("error", "timeout")
+    # A hook that cancels itself has failed; one that the end of the loop cancelled has not.
+    failed = unit.outcome in ("error", "timeout") or (unit.outcome == "cancelled" and not job.aborted)
     if failed:
         also = [*_report(run, job), *also]
         if tally is not None:
@@ -371,7 +381,7 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
     event_id = 0
     if subscription is not None and unit.cause is not None:
         event_id = unit.cause.id or 0
-        moved = run.deliveries.settle(subscription, event_id, unit)
+        moved = run.deliveries.settle(subscription, event_id, unit, failed)
     if unit.subscriptions:
         subscribe(run, unit)
     events = run.journal.apply(
@@ -394,8 +404,21 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
         if followup is not None:
             run.followups.append(followup)
     if job.request is not None and job.request.reply is not None:
-        refused = None if unit.outcome == "success" else job.error or RuntimeError(str(unit.failure))
-        run.replies.append((job.request.reply, job.result, refused))
+        run.replies.append((job.request.reply, job.result, None if unit.outcome == "success" else _refusal(job)))
+
+
+def _refusal(job: Job) -> BaseException:
+    """Return what the caller of `transact` gets: the error itself, where a future can carry it."""
+    error = job.error
+    if job.aborted:
+        return LoopNotRunning("the loop ended before this function did; nothing that it wrote remains")
+    if error is None:
+        return AelError(str(job.unit.failure))
+    if isinstance(error, StopIteration | asyncio.CancelledError):  # the one is refused, the other would cancel
+        wrapped = RuntimeError(f"the function raised {error!r}")
+        wrapped.__cause__ = error
+        return wrapped
+    return error
 
 
 def _measure_tick(run: Run, job: Job, also: list[Emission]) -> None:

@@ -223,7 +223,7 @@ class Lifecycle:
             due = self.due()
             if due is not None:
                 await run_iteration(run, due)
-                if self._iterations_left is not None:
+                if self._iterations_left is not None and due.going:
                     self._iterations_left -= 1
                     if self._iterations_left <= 0:
                         return
@@ -374,7 +374,7 @@ class Lifecycle:
             ):
                 await run_iteration(run, Due(False, 0, 0.0, now_us, run.clock.monotonic(), True, draining=True))
             elif run.workbench.background:
-                await run.bell.wait(min(deadline - run.clock.monotonic(), 0.5))
+                await run.clock.wait(run.bell, min(deadline, run.clock.monotonic() + 0.5))
             else:
                 break
         left = run.workbench.abort()
@@ -407,7 +407,7 @@ class Lifecycle:
 
         await run.workbench.run(next_job, lambda job: settle(run, job))
         while run.workbench.background and run.clock.monotonic() < deadline + 1.0:
-            await run.bell.wait(0.2)
+            await run.clock.wait(run.bell, run.clock.monotonic() + 0.2)
             while run.finished:
                 settle(run, run.finished.popleft())
         run.workbench.abort()

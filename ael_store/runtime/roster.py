@@ -40,6 +40,7 @@ class AgentSlot:
         "agent",
         "busy",
         "has_tick",
+        "leaving",
         "limit_s",
         "order",
         "record",
@@ -56,6 +57,8 @@ class AgentSlot:
         self.stats = stats
         self.order = order
         self.started = False
+        self.leaving = False
+        """Unregistered while a hook runs; `on_shutdown` is still to come."""
         self.busy: object | None = None
         """The job that runs now."""
         self.limit_s = default_limit_s if agent.tick_timeout is None else float(agent.tick_timeout)
@@ -239,10 +242,10 @@ class Roster:
     def save_metadata(self, slot: AgentSlot, unit: Unit) -> str | None:
         """Return the agent's metadata as text if it has changed; raises where it is not JSON."""
         metadata = slot.agent.metadata
-        if not metadata and slot.record.metadata == "{}":
-            return None
         if not isinstance(metadata, dict):
             raise InvalidAgent(f"agent {slot.name!r}: metadata is {type(metadata).__name__}, wanted is a dict")
+        if not metadata and slot.record.metadata == "{}":
+            return None
         text = encode(metadata, f"metadata of agent {slot.name!r}", unit.limits)
         return None if text == slot.record.metadata else text
 
@@ -259,7 +262,8 @@ class Roster:
                 stats.ticks += 1
             elif unit.kind == "event":
                 stats.events += 1
-            if unit.kind != "error" and (record.failures or record.retry_us is not None):
+            mended = unit.kind not in ("error", "shutdown")  # what runs whatever the agent's health proves nothing
+            if mended and (record.failures or record.retry_us is not None):
                 record.failures, record.retry_us, record.quarantined_us = 0, None, None
                 self.journal.changed(record)
         elif unit.outcome in ("error", "timeout"):

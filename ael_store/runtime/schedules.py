@@ -81,14 +81,11 @@ class Schedules:
             self._moved(slot.name, record)
 
     def next_us(self, now_us: int) -> int | None:
-        """Return the next fire time of an agent that can run by then."""
+        """Return the next fire time of an agent that can run now; the end of a back-off wakes by itself."""
         times = [
             record.next_us
             for slot, _ in self._armed.values()
-            if (record := self.records[slot.record.id]).next_us is not None
-            and slot.started
-            and slot.busy is None
-            and slot.record.enabled
+            if (record := self.records[slot.record.id]).next_us is not None and slot.started and slot.ready(now_us)
         ]
         return min(times, default=None)
 

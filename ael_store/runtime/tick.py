@@ -101,13 +101,24 @@ class Workbench:
                 self._begin_in_background(job)
                 continue
             lane.job = job
+            timer = None
+            if 0 < job.limit_s < self.slow_after_s and self.clock.real:  # before the watch looks
+                timer = asyncio.get_running_loop().call_later(job.limit_s, self._time_out_in_lane, lane, job)
             await self._execute(job)
+            if timer is not None:
+                timer.cancel()
             lane.job = None
             if job.detached:
                 self._end_in_background(job)
                 return
             lane.poisoned = task.cancelling() > 0
             settle(job)
+
+    @staticmethod
+    def _time_out_in_lane(lane: _Lane, job: Job) -> None:
+        if lane.job is job and not job.timed_out:
+            job.timed_out = True
+            lane.task.cancel()
 
     async def _watch(self, lane: _Lane) -> None:
         """Wait until the lane is through, or until its job was set aside."""
@@ -191,27 +202,32 @@ class Workbench:
                 result = await result
             job.result = result
         except asyncio.CancelledError as error:
-            job.error = error
             task = asyncio.current_task()
             if job.timed_out or job.aborted:
                 assert task is not None
                 while task.cancelling():
                     task.uncancel()
             if job.timed_out:
-                unit.fail("timeout", Failure("Timeout", f"the hook ran longer than {job.limit_s:g} s"))
+                self._fail_late(job)
             else:
-                unit.fail("cancelled", Failure("CancelledError", str(error)))
+                job.error = error
+                unit.fail("cancelled", failure_of(error))
         except BaseException as error:
             job.error = error
             unit.fail("error", failure_of(error))
         else:
             if job.timed_out:  # it swallowed the cancellation and came back late
-                unit.fail("timeout", Failure("Timeout", f"the hook ran longer than {job.limit_s:g} s"))
+                self._fail_late(job)
             else:
                 unit.closed = True
         finally:
             current_unit.reset(token)
             unit.duration_us = int((self.clock.monotonic() - started) * 1_000_000)
+
+    @staticmethod
+    def _fail_late(job: Job) -> None:
+        job.error = TimeoutError(f"the hook ran longer than {job.limit_s:g} s")
+        job.unit.fail("timeout", Failure("Timeout", str(job.error)))
 
 
 class HookThreads:

@@ -26,7 +26,10 @@ except ImportError:
         "ael_store runs on Linux and macOS; this platform has no flock, which guards its databases"
     ) from None
 
-__all__ = ["DatabaseLock", "Holder", "current_holder", "lock_path"]
+__all__ = ["LOOP", "DatabaseLock", "Holder", "current_holder", "lock_path"]
+
+LOOP = "loop"
+"""What an owner calls itself that stays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +64,7 @@ class DatabaseLock:
     def acquire(self, what: str, wait_s: float = 0.0) -> None:
         """Take the lock; wait up to `wait_s` seconds for a command that holds it for a moment.
 
-        Raises OwnedElsewhere, naming the holder, where another process has it.
+        Raises OwnedElsewhere, naming the holder, where another process has it; a loop does not wait for a loop.
         """
         deadline = time.monotonic() + wait_s
         peek_deadline = time.monotonic() + 1.0
@@ -80,7 +83,8 @@ class DatabaseLock:
                 holder = current_holder(self.database)
                 if holder is None:  # freed just now, or held for an instant by somebody who looked
                     deadline = max(deadline, peek_deadline)
-                if time.monotonic() < deadline:
+                in_vain = what == LOOP and holder is not None and holder.what == LOOP
+                if time.monotonic() < deadline and not in_vain:
                     time.sleep(0.02)
                     continue
                 who = str(holder) if holder else "another process"

@@ -278,6 +278,7 @@ class Reader:
                 "database": str(self.path),
                 "revision": one("SELECT version_num FROM alembic_version"),
                 "iteration": 0 if last is None else last["iteration"],
+                "paused": one("SELECT value FROM positions WHERE name = 'paused'") == "true",
                 "last_iteration": None if last is None else dict(last),
                 "run": None if run is None else dict(run),
                 "agents": {

@@ -24,6 +24,7 @@ from ael_store.errors import DatabaseNotUsable, SchemaTooOld, UsageError
 from ael_store.model.records import Commit, Resumed
 from ael_store.store.lock import DatabaseLock
 from ael_store.store.reader import Reader
+from ael_store.store.revision import alembic_config, known_revisions, refuse_newer
 from ael_store.store.sqlite import Driver, database_path, translate, write_engine
 from ael_store.store.upgrade import HEAD, UpgradeReport, create_database, current_revision, upgrade
 from ael_store.store.writer import Writer
@@ -134,6 +135,7 @@ class Store:
             revision = current_revision(self.path)
             if revision != HEAD:
                 if not upgrade_schema and revision is not None:
+                    refuse_newer(self.path, revision, known_revisions(alembic_config()))
                     raise SchemaTooOld(
                         f"{self.path} is at schema revision {revision}, this version needs {HEAD}: run `ael db upgrade`"
                     )

@@ -45,6 +45,7 @@ __all__ = [
     "create_database",
     "current_revision",
     "downgrade",
+    "place_of",
     "upgrade",
 ]
 
@@ -78,7 +79,7 @@ def upgrade(
     known = known_revisions(config)
     refuse_newer(path, before, known)
     here = known.index(before) if before is not None else -1
-    there = _target(known, here, revision)
+    there = place_of(known, here, revision)
     if there < here:
         raise UsageError(f"{path} is at revision {before}, later than {revision}: use `ael db downgrade {revision}`")
     return _move(path, config, before, known[there], backup=backup, progress=progress, down=False)
@@ -96,13 +97,13 @@ def downgrade(path: Path, revision: str, *, backup: bool = True, progress: Progr
     if before is None:
         raise UsageError(f"{path} is empty: there is nothing to downgrade")
     here = known.index(before)
-    there = _target(known, here, revision)
+    there = place_of(known, here, revision)
     if there > here:
         raise UsageError(f"{path} is at revision {before}, earlier than {revision}: use `ael db upgrade`")
     return _move(path, config, before, known[there], backup=backup, progress=progress, down=True)
 
 
-def _target(known: list[str], here: int, revision: str) -> int:
+def place_of(known: list[str], here: int, revision: str) -> int:
     """Return the place of a revision given by its id, as `head`, or by a distance (`-1`, `+1`)."""
     if revision == "head":
         return len(known) - 1

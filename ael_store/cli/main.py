@@ -1,0 +1,44 @@
+"""Where `ael` begins: the two ways that must be light, then everything else.
+
+`ael --version` answers before anything is imported. `ael run` lives for months, so the arguments that people
+write are read here without typer, which would bring pydantic into every running loop; what is unusual
+(`--help`, a mistake) takes the way of all other commands, through typer, which says what is wrong.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from ael_store._version import __version__
+
+__all__ = ["main"]
+
+SUPPORTED = ("linux", "darwin")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Carry out a command line and return its exit code; messages are on stderr then."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    if arguments == ["--version"]:
+        print(f"ael {__version__}")
+        return 0
+    if sys.platform not in SUPPORTED:
+        print(f"ael: {sys.platform} is not supported: ael runs on Linux and macOS", file=sys.stderr)
+        return 1
+    from ael_store.cli.failure import finish
+
+    return finish(lambda: _carry_out(arguments), debug="--debug" in arguments)
+
+
+def _carry_out(arguments: list[str]) -> int:
+    from ael_store.cli.run import read_plain_arguments, run
+
+    plain = read_plain_arguments(arguments)
+    if plain is not None:
+        call, target, options = plain
+        run(call, target, **options)
+        return 0
+    from ael_store.cli.app import carry_out
+
+    return carry_out(arguments)

@@ -1,0 +1,200 @@
+"""`ael run`: load agents and run them.
+
+Each setting is a flag of the same name, so the options are made from `Settings` and their texts are read as
+variables are; nothing of a loop starts before everything given is known to be right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from ael_store.cli.call import Call
+from ael_store.cli.output import print_json_line
+from ael_store.errors import UsageError
+from ael_store.settings import RULES, Settings
+
+if TYPE_CHECKING:
+    import typer
+
+    from ael_store.cli.live import Digest, LiveLine
+    from ael_store.runtime.manager import AgentManager
+    from ael_store.settings import AgentTable
+
+__all__ = ["add_to", "read_plain_arguments", "run"]
+
+FLAGS = tuple(name for name in RULES if name != "db")
+"""Settings that are flags here; `--db` is one of all commands."""
+
+SWITCHES = ("verbose", "quiet")
+
+
+def run(call: Call, target: str, **options: Any) -> None:
+    """Run agents until Ctrl-C; what was committed before goes on."""
+    iterations = _iterations(options.get("iterations"))
+    flags = {name: options.get(name) for name in FLAGS}
+    loaded = call.load(flags, beside=_folder_of(target))
+
+    # The largest import comes first: the others then fit into memory that it leaves free.
+    from ael_store.runtime.controller import AELController
+
+    progress = _start_logging(call, settings := loaded.settings, options)
+    with nullcontext() if progress is None else progress.shown():
+        controller = AELController(
+            _manager(target, loaded.agents),
+            tick_rate=settings.tick_rate,
+            strategy=settings.strategy,
+            store=settings.db,
+            durability=settings.durability,
+            max_agents=settings.max_agents,
+            settings=settings,
+        )
+        if call.json:
+            controller.observe(_print_summary)
+        elif progress is not None:
+            controller.observe(progress.show)
+        asyncio.run(controller.start() if iterations is None else controller.run(iterations))
+
+
+def _start_logging(call: Call, settings: Settings, options: Mapping[str, Any]) -> Digest | LiveLine | None:
+    """Set up log lines, and return what shows progress between them."""
+    from ael_store.cli.live import Digest, LiveLine, has_live_line
+    from ael_store.telemetry import configure_logging
+
+    format = "json" if call.json and options.get("log_format") is None else settings.log_format
+    configure_logging(settings.log_level, format)
+    if call.json or options.get("quiet"):
+        return None
+    return LiveLine() if has_live_line() else Digest(verbose=bool(options.get("verbose")))
+
+
+def _manager(target: str, tables: Mapping[str, AgentTable]) -> AgentManager:
+    """Return the agents of the target."""
+    from ael_store.runtime.manager import AgentManager
+    from ael_store.runtime.target import load_agents
+
+    manager = AgentManager()
+    for agent in load_agents(target, tables):
+        manager.register(agent)
+    return manager
+
+
+def _iterations(text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and int(text[:18]) > 0 and len(text) <= 18):
+        raise UsageError(f"--iterations is {text!r}; wanted is a whole number from 1")
+    return int(text)
+
+
+def _folder_of(target: str) -> Path | None:
+    """Return the folder of a target that is a file: settings may lie there."""
+    for place in (target, target.rpartition(":")[0]):
+        if place.endswith(".py") and os.path.isfile(place):
+            return Path(place).absolute().parent
+    return None
+
+
+def _print_summary(summary: Any) -> None:
+    """Print an iteration as a line of JSON."""
+    print_json_line(
+        {
+            "iteration": summary.iteration,
+            "ticks": summary.ticks,
+            "changes": summary.changes,
+            "events": summary.events,
+            "deliveries": summary.deliveries,
+            "errors": summary.errors,
+            "failed": list(summary.failed),
+            "missed": summary.missed,
+            "run_ms": round(1000 * summary.run_s, 3),
+            "commit_ms": round(1000 * summary.commit_s, 3),
+            "pending": summary.pending,
+            "background": summary.background,
+        }
+    )
+
+
+# -- the options, for typer and without it ----------------------------------------------------------
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command."""
+    import typer
+
+    from ael_store.cli.command import command
+
+    def parameter(name: str, kind: Any, default: Any, info: Any) -> inspect.Parameter:
+        return inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, info]
+        )
+
+    text, flag = str | None, bool
+    settings = Settings.__dataclass_fields__
+    target = typer.Argument(metavar="TARGET", help="A .py file, a module, or one of them with :attribute.")
+    options = [
+        parameter("target", str, inspect.Parameter.empty, target),
+        parameter("iterations", text, None, typer.Option("--iterations", metavar="N", help="So many, then stop.")),
+    ]
+    for name in FLAGS:
+        spelt = name.replace("_", "-")
+        help = settings[name].metadata["help"].removesuffix(f" ({RULES[name].range})")
+        if RULES[name].kind == "bool":
+            options.append(parameter(name, bool | None, None, typer.Option(f"--{spelt}/--no-{spelt}", help=help)))
+        else:
+            options.append(parameter(name, text, None, typer.Option(f"--{spelt}", metavar=_metavar(name), help=help)))
+    options += [
+        parameter("quiet", flag, False, typer.Option("--quiet", help="No line of progress.")),
+        parameter("verbose", flag, False, typer.Option("--verbose", help="Tell of idle iterations too.")),
+    ]
+
+    def run_target(call: Call, **options: Any) -> None:
+        run(call, **options)
+
+    run_target.__doc__ = run.__doc__
+    command(app, "run", more=options)(run_target)
+
+
+def _metavar(name: str) -> str:
+    rule = RULES[name]
+    return "|".join(rule.choices) or {"int": "N", "float": "NUMBER"}.get(rule.kind, "TEXT")
+
+
+def read_plain_arguments(arguments: list[str]) -> tuple[Call, str, dict[str, Any]] | None:
+    """Return what `run` is called with, None where typer should read it: another command, or something odd."""
+    if arguments[:1] != ["run"]:
+        return None
+    texts: dict[str, str] = {}
+    flags: dict[str, tuple[str, bool]] = {f"--{name}": (name, True) for name in ("json", "debug", *SWITCHES)}
+    for name in ("iterations", "db", *FLAGS):
+        spelt = name.replace("_", "-")
+        if name in RULES and RULES[name].kind == "bool":
+            flags |= {f"--{spelt}": (name, True), f"--no-{spelt}": (name, False)}
+        else:
+            texts[f"--{spelt}"] = name
+    found: dict[str, Any] = {}
+    targets: list[str] = []
+    rest = iter(arguments[1:])
+    for argument in rest:
+        name, equals, value = argument.partition("=")
+        if name in texts:
+            given = value if equals else next(rest, None)
+            if given is None:
+                return None
+            found[texts[name]] = given
+        elif argument in flags:
+            name, on = flags[argument]
+            found[name] = on
+        elif argument.startswith("-"):
+            return None
+        else:
+            targets.append(argument)
+    if len(targets) != 1:
+        return None
+    call = Call(found.pop("db", None), found.pop("json", False), found.pop("debug", False))
+    return call, targets[0], found

@@ -1,0 +1,173 @@
+"""`ael state`: what the agents know, and how it came to be."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ael_store.cli.arguments import nearest, read_json
+from ael_store.cli.call import Call
+from ael_store.cli.command import command, group
+from ael_store.cli.output import Column, decoded, json_cell, number, pretty, print_json, print_table, say, when
+from ael_store.errors import AelError
+from ael_store.model.values import check_key, decode, encode
+from ael_store.telemetry import printable, printable_json
+
+if TYPE_CHECKING:
+    from ael_store.store.reader import Reader
+
+__all__ = ["add_to"]
+
+Key = Annotated[str, typer.Argument(metavar="KEY", help="A key of the state.")]
+
+
+class KeyNotFound(AelError, LookupError):
+    """The state has no such key."""
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add the commands of this noun."""
+    state = group(app, "state", "Read and change the state.")
+    command(state, "list")(list_keys)
+    command(state, "get")(get)
+    command(state, "set", values=True)(set_key)
+    command(state, "delete")(delete)
+    command(state, "history")(history)
+
+
+def list_keys(
+    call: Call,
+    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so.")] = "",
+) -> None:
+    """Show keys and values."""
+    with call.reader() as reader:
+        rows = reader.state(prefix)
+    if call.json:
+        print_json({row["key"]: decode(row["value"]) for row in rows})
+        return
+    columns = (
+        Column("key"),
+        Column("value", shrinks=True),
+        Column("agent"),
+        Column("iteration", right=True),
+        Column("updated_at"),
+    )
+    print_table(
+        columns,
+        (
+            (
+                row["key"],
+                json_cell(row["value"]),
+                row["agent"],
+                number(row["iteration"]),
+                when(row["updated_at"]),
+            )
+            for row in rows
+        ),
+        empty=f"no key begins with {prefix!r}" if prefix else "the state is empty",
+    )
+
+
+def get(call: Call, key: Key) -> None:
+    """Print the value of a key: a text as it is, anything else (and all with --json) as JSON."""
+    check_key(key)
+    with call.reader() as reader:
+        text = reader.value(key)
+        if text is None:
+            raise _missing(reader, key)
+    value = decode(text)
+    if call.json:
+        print_json(value)
+    elif isinstance(value, str):
+        say(printable(value, keep="\n\t"))
+    elif isinstance(value, list | dict):
+        say(pretty(value))
+    else:
+        say(text)
+
+
+def set_key(
+    call: Call,
+    key: Key,
+    value: Annotated[str, typer.Argument(metavar="JSON", help="The value as JSON; - reads it from stdin.")],
+) -> None:
+    """Give a key a value."""
+    check_key(key)
+    given = read_json(value, f"value of {key!r}")
+    encoded = encode(given, f"state key {key!r}", call.limits)
+    changed = bool(call.change("state.set", key=key, value=given))
+    if call.json:
+        print_json({"key": key, "value": given, "changed": changed})
+    elif changed:
+        say(f"set {printable(key)} = {_short(encoded)} (committed)")
+    else:
+        say(f"{printable(key)} is {_short(encoded)} already")
+
+
+def delete(call: Call, key: Key) -> None:
+    """Remove a key."""
+    check_key(key)
+    if not call.change("state.delete", key=key):
+        with call.reader() as reader:
+            raise _missing(reader, key)
+    if call.json:
+        print_json({"key": key, "changed": True})
+    else:
+        say(f"deleted {printable(key)} (committed)")
+
+
+def history(
+    call: Call,
+    key: Key,
+    limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Most changes to show.")] = 100,
+) -> None:
+    """Show the changes of a key, newest first."""
+    check_key(key)
+    with call.reader() as reader:
+        rows = reader.history(key, limit)
+        if not rows:
+            raise _missing(reader, key)
+    if call.json:
+        print_json([decoded(row, "old_value", "new_value") for row in rows])
+        return
+    columns = (
+        Column("changed_at"),
+        Column("iteration", right=True),
+        Column("agent"),
+        Column("operation", colors={"delete": "yellow"}),
+        Column("old_value", shrinks=True),
+        Column("new_value", shrinks=True),
+    )
+    print_table(
+        columns,
+        (
+            (
+                when(row["changed_at"]),
+                number(row["iteration"]),
+                row["agent"],
+                row["operation"],
+                json_cell(row["old_value"]),
+                json_cell(row["new_value"]),
+            )
+            for row in rows
+        ),
+    )
+
+
+# -- the small things -------------------------------------------------------------------------------
+
+
+def _short(text: str) -> str:
+    """Return JSON text for a message."""
+    return printable_json(text if len(text) <= 200 else f"{text[:200]}…")
+
+
+def _missing(reader: Reader, key: str) -> AelError:
+    from ael_store.runtime.context import VIRTUAL_KEYS
+
+    if key in VIRTUAL_KEYS:
+        return KeyNotFound(f"{key!r} is answered by a running loop to its agents only: see `ael status`")
+    names = [row["key"] for row in reader.rows("SELECT key FROM v_state")]
+    hint = nearest(key, names) or ("" if names else "; the state is empty")
+    return KeyNotFound(f"there is no key {key!r} in the state of {reader.path}{hint}")

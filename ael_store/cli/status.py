@@ -1,0 +1,162 @@
+"""`ael status`: the whole on one screen, problems first."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from ael_store.cli.agents import STATUS_COLORS
+from ael_store.cli.call import Call
+from ael_store.cli.command import command
+from ael_store.cli.output import colored, milliseconds, print_json, say, size
+from ael_store.telemetry import printable
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = ["add_to"]
+
+FACTS = (
+    "status",
+    "running",
+    "pid",
+    "host",
+    "since",
+    "paused",
+    "takes_commands",
+    "iteration",
+    "last_iteration",
+    "run",
+    "agents",
+    "keys",
+    "pending",
+    "dead_letters",
+    "problems",
+    "database",
+    "revision",
+    "size_bytes",
+    "wal_bytes",
+)
+"""What `--json` prints, in this order."""
+
+PROBLEM_COLORS = {"failing_agent": "yellow", "lagging_subscriber": "yellow", "overrun": "yellow"}
+
+
+def add_to(app: typer.Typer) -> None:
+    """Add this command."""
+    command(app, "status")(status)
+
+
+def status(call: Call) -> None:
+    """Show whether a loop runs, how it is doing, and what to look at."""
+    with call.reader() as reader:
+        facts = {**reader.status(), **_process(call.path), **_sizes(call.path)}
+    run = facts["run"]
+    facts["status"] = _status(facts, run)
+    if call.json:
+        print_json({name: facts[name] for name in FACTS})
+    else:
+        _show(facts, run)
+
+
+def _process(path: Path) -> dict[str, Any]:
+    """Return who holds the database now."""
+    from ael_store.clock import iso
+    from ael_store.store.lock import LOOP, current_holder
+
+    holder = current_holder(path)
+    running = holder is not None and holder.what == LOOP
+    return {
+        "running": running,
+        "pid": holder.pid if holder is not None and running else None,
+        "host": holder.host if holder is not None and running else None,
+        "since": iso(holder.since_us) if holder is not None and running else None,
+        "takes_commands": running and holder is not None and holder.socket is not None,
+    }
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    def size_of(suffix: str) -> int:
+        try:
+            return os.stat(f"{path}{suffix}").st_size
+        except FileNotFoundError:
+            return 0
+
+    return {"size_bytes": size_of(""), "wal_bytes": size_of("-wal")}
+
+
+def _status(facts: dict[str, Any], run: dict[str, Any] | None) -> str:
+    """Return one word: running, paused, starting, stopped, crashed, or new where there was no run yet."""
+    if facts["running"]:
+        if run is None or run["pid"] != facts["pid"] or run["status"] != "running":
+            return "starting"
+        return "paused" if facts["paused"] else "running"
+    if run is None:
+        return "new"
+    return "crashed" if run["status"] == "running" else str(run["status"])
+
+
+def _show(facts: dict[str, Any], run: dict[str, Any] | None) -> None:
+    for problem in facts["problems"]:
+        subject, detail = printable(problem["subject"]), printable(problem["detail"] or "")
+        color = PROBLEM_COLORS.get(problem["kind"], "red")
+        since = f" (since {_time(problem['since'])})" if problem["since"] else ""
+        say(f"{colored(problem['kind'].replace('_', ' '), color)}  {subject}: {detail}{since}")
+    if facts["problems"]:
+        say("")
+    last = facts["last_iteration"]
+    iteration = f"{facts['iteration']}"
+    if last is not None:
+        iteration += f", {_ago(last['started_at'])}, took {milliseconds(last['duration_ms'])} ms"
+    dead = f"{facts['dead_letters']} dead letters"
+    database = f"{printable(facts['database'])}, {size(facts['size_bytes'])}"
+    if facts["wal_bytes"]:
+        database += f" and {size(facts['wal_bytes'])} of log"
+    for title, text in (
+        ("loop", _loop(facts, run)),
+        ("iteration", iteration),
+        ("agents", _agents(facts["agents"])),
+        ("state", f"{facts['keys']} keys"),
+        ("events", f"{facts['pending']} pending, " + (colored(dead, "red") if facts["dead_letters"] else dead)),
+        ("database", f"{database}, revision {facts['revision']}"),
+    ):
+        say(f"{title:<11}{text}")
+
+
+def _loop(facts: dict[str, Any], run: dict[str, Any] | None) -> str:
+    word = facts["status"]
+    if facts["running"]:
+        color = "green" if word == "running" else "yellow"
+        more = "" if facts["takes_commands"] else ", takes no commands"
+        hint = "; `ael resume` lets it go on" if word == "paused" else ""
+        return f"{colored(word, color)}, pid {facts['pid']} since {_time(facts['since'])}{more}{hint}"
+    if run is None:
+        return "not running; there was no run yet"
+    if word == "crashed":
+        moment = run["ended_at"] or (facts["last_iteration"] or {}).get("started_at") or run["started_at"]
+        return f"not running; {colored('the last run crashed', 'red')} at about {_time(moment)} (pid {run['pid']})"
+    paused = "; it will start paused" if facts["paused"] else ""
+    return f"not running; the last run {word} at {_time(run['ended_at'])}{paused}"
+
+
+def _agents(counts: dict[str, int]) -> str:
+    order = [*STATUS_COLORS, *sorted(counts.keys() - STATUS_COLORS.keys())]
+    parts = [colored(f"{counts[name]} {name}", STATUS_COLORS.get(name, "")) for name in order if counts.get(name)]
+    return ", ".join(parts) or "none yet"
+
+
+def _time(moment: str | None) -> str:
+    """Return a time of the views for people."""
+    return "?" if moment is None else f"{moment[:19].replace('T', ' ')} UTC"
+
+
+def _ago(moment: str) -> str:
+    """Return how long ago a time of the views was."""
+    seconds = (datetime.now(UTC) - datetime.fromisoformat(moment)).total_seconds()
+    for limit, length, unit in ((120, 1, "s"), (7200, 60, "min"), (172_800, 3600, "h")):
+        if seconds < limit:
+            return f"{max(0.0, seconds) / length:.0f} {unit} ago"
+    return f"{seconds / 86_400:.0f} days ago"

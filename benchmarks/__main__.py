@@ -1,0 +1,97 @@
+"""`python -m benchmarks`: measure, print, and with `--json` keep the figures."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.machine import describe, is_in_memory
+from benchmarks.process import measure_process, report_process
+from benchmarks.write import WriteOptions, measure_writing, report_writing
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    with tempfile.TemporaryDirectory(prefix="ael-benchmark-", dir=options.folder) as name:
+        folder = Path(name)
+        machine = describe(folder)
+        print(f"{machine}\n")
+        if is_in_memory(machine) and not options.allow_tmpfs:
+            _say(
+                f"{folder.parent} lies in memory, where a commit costs nothing: name another --folder, or --allow-tmpfs"
+            )
+            return 2
+        found: dict[str, object] = {"machine": machine.to_dict()}
+        if options.what == "write":
+            writing = measure_writing(
+                WriteOptions(
+                    folder,
+                    tuple(options.agents),
+                    tuple(options.durability),
+                    options.rounds,
+                    options.iterations,
+                ),
+                _say,
+            )
+            print(report_writing(writing))
+            found["write"] = writing.to_dict()
+        else:
+            process = measure_process(folder, options.rounds, _say)
+            print(report_process(process))
+            found["process"] = process.to_dict()
+    found["load_after"] = os.getloadavg()[0]
+    print(f"\nLoad afterwards: {os.getloadavg()[0]:.2f}")
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument(
+        "what",
+        nargs="?",
+        choices=("write", "process"),
+        default="write",
+        help="write: iterations beside plain sqlite3 (the default); process: memory, start, bytes of an idle day",
+    )
+    parser.add_argument("--agents", type=_numbers, default=[1, 10, 100], help="numbers of agents: 1,10,100")
+    parser.add_argument("--durability", type=_levels, default=["full", "normal"], help="full, normal or both")
+    parser.add_argument("--rounds", type=_number, default=5)
+    parser.add_argument("--iterations", type=_number, help="measured in each round; fewer with more agents by default")
+    parser.add_argument("--folder", type=Path, default=Path.cwd(), help="where the files are made: the disk to measure")
+    parser.add_argument("--allow-tmpfs", action="store_true", help="measure in memory too, for what it is worth")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
+    return parser
+
+
+def _number(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
+    return number
+
+
+def _numbers(text: str) -> list[int]:
+    return [_number(part) for part in text.split(",")]
+
+
+def _levels(text: str) -> list[str]:
+    levels = text.split(",")
+    for level in levels:
+        if level not in ("full", "normal"):
+            raise argparse.ArgumentTypeError(f"{level!r} is no durability; there are full and normal")
+    return levels
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

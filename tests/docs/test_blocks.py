@@ -1,0 +1,75 @@
+"""Every block of the pages does what the page says: see `run_page.py` for what a block is."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.docs.markdown import ROOT, blocks, page_id, pages
+
+RUNNABLE = ("python", "console", "sql", "json", "toml")
+
+SQLITE3 = """#!{python}
+import sqlite3, sys
+words = [word for word in sys.argv[1:] if word[0] != "-"]
+connection = sqlite3.connect(f"file:{{words[0]}}?mode=ro", uri=True)
+cursor = connection.execute(words[1])
+if "-header" in sys.argv:
+    print(*(column[0] for column in cursor.description), sep="|")
+for row in cursor:
+    print(*("" if value is None else value for value in row), sep="|")
+"""
+"""For machines without the `sqlite3` program: what the pages use of it."""
+
+
+def has_something_to_run(page: Path) -> bool:
+    return any(block.language in RUNNABLE and block.not_run is None for block in blocks(page))
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return a plain environment in which `ael` and `sqlite3` are found."""
+    tools = folder / "tools"
+    tools.mkdir()
+    if shutil.which("sqlite3") is None:
+        (tools / "sqlite3").write_text(SQLITE3.format(python=sys.executable))
+        (tools / "sqlite3").chmod(0o755)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("AEL_", "PYTEST_", "COV_"))}
+    path = os.pathsep.join([str(Path(sys.executable).parent), str(tools), os.environ["PATH"]])
+    return {
+        **kept,
+        "PATH": path,
+        "HOME": str(folder),
+        "PYTHONPATH": str(ROOT),
+        "TERM": "dumb",
+        "COLUMNS": "200",
+        "AEL_LOG_FORMAT": "console",
+    }
+
+
+@pytest.mark.parametrize("page", [page for page in pages() if has_something_to_run(page)], ids=page_id)
+def test_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
+    needs_command_line = any("$ ael " in block.text for block in blocks(page) if block.language == "console")
+    if needs_command_line and importlib.util.find_spec("ael_store.cli.main") is None:
+        pytest.skip("its blocks use the command line, which isn't there")
+    here = tmp_path / "here"
+    here.mkdir()
+
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name("run_page.py")), str(page)],
+        cwd=here,
+        env=environment(tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stdout
