@@ -6,7 +6,7 @@ tables, so that a scheduler that stops (a clock set back, a lost wake-up) costs 
 
 Cron lines mean what cron means: 0 and 7 are Sunday (APScheduler counts from Monday), and where a line names both a
 day of the month and a weekday, one of them is enough (APScheduler wants both). A local time that a change of clocks
-repeats fires once, the first time; one that it skips fires at the end of the gap.
+repeats fires once, the first time; one that it skips fires as long after the gap began (02:30 at 03:30).
 """
 
 from __future__ import annotations
@@ -183,7 +183,7 @@ class Alarm:
         """Start APScheduler on the running event loop."""
         self._scheduler.start()
         self._job = self._scheduler.add_job(
-            self._fire, _At(self), id="ael", max_instances=1, coalesce=True, misfire_grace_time=None
+            self._fire, _At(self), id="ael", max_instances=100, coalesce=True, misfire_grace_time=None
         )
 
     def arm(self, due: float | None) -> None:
