@@ -84,7 +84,7 @@ def configure_logging(level: str = "INFO", format: str = "auto") -> None:
         ]
     handler = _StderrHandler()
     handler.set_name(OWN_NAME)
-    handler.setFormatter(ProcessorFormatter(processors=last, foreign_pre_chain=[*first, ExtraAdder()]))
+    handler.setFormatter(ProcessorFormatter(processors=last, foreign_pre_chain=[*first, ExtraAdder(), _without_traces]))
 
     root = logging.getLogger()
     for other in list(root.handlers):
@@ -135,6 +135,14 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
 # -- processors of structlog ------------------------------------------------------------------------
 
 EventDict = MutableMapping[str, Any]
+
+
+def _without_traces(_logger: Any, _method: str, fields: EventDict) -> EventDict:
+    """Drop what the formatters of other handlers leave in a record; an `extra` can't have these names."""
+    fields.pop("message", None)
+    fields.pop("asctime", None)
+    return fields
+
 
 FIRST_KEYS = ("timestamp", "level", "logger", "event")
 

@@ -25,7 +25,7 @@ from ael_store.cli.output import (
     say,
     when,
 )
-from ael_store.errors import DatabaseNotUsable
+from ael_store.errors import DatabaseNotUsable, UsageError
 from ael_store.telemetry import printable
 
 if TYPE_CHECKING:
@@ -145,6 +145,8 @@ def emit(
         arguments["data"] = read_json(data, f"data of {type!r}")
     if metadata is not None:
         arguments["metadata"] = read_json(metadata, f"metadata of {type!r}")
+        if not isinstance(arguments["metadata"], dict):
+            raise UsageError(f"metadata of {type!r} is {metadata!r}; wanted is a JSON object")
     event_id = call.change("events.emit", **arguments)
     if call.json:
         print_json({"id": event_id, "type": type, "source": source})

@@ -42,6 +42,7 @@ __all__ = [
     "write",
 ]
 
+
 class ReaderGone(Exception):
     """Who read our output has seen enough, as in `ael events list | head`."""
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ael_store.cli.live import Digest, LiveLine
     from ael_store.runtime.manager import AgentManager
+    from ael_store.runtime.measure import IterationSummary
     from ael_store.settings import AgentTable
 
 __all__ = ["add_to", "read_plain_arguments", "run"]
@@ -100,24 +101,26 @@ def _folder_of(target: str) -> Path | None:
     return None
 
 
-def _print_summary(summary: Any) -> None:
+def _print_summary(summary: IterationSummary) -> None:
     """Print an iteration as a line of JSON."""
-    print_json_line(
-        {
-            "iteration": summary.iteration,
-            "ticks": summary.ticks,
-            "changes": summary.changes,
-            "events": summary.events,
-            "deliveries": summary.deliveries,
-            "errors": summary.errors,
-            "failed": list(summary.failed),
-            "missed": summary.missed,
-            "run_ms": round(1000 * summary.run_s, 3),
-            "commit_ms": round(1000 * summary.commit_s, 3),
-            "pending": summary.pending,
-            "background": summary.background,
-        }
-    )
+    print_json_line(_figures_of(summary))
+
+
+def _figures_of(summary: IterationSummary) -> dict[str, Any]:
+    return {
+        "iteration": summary.iteration,
+        "ticks": summary.ticks,
+        "changes": summary.changes,
+        "events": summary.events,
+        "deliveries": summary.deliveries,
+        "errors": summary.errors,
+        "failed": list(summary.failed),
+        "missed": summary.missed,
+        "run_ms": round(1000 * summary.run_s, 3),
+        "commit_ms": round(1000 * summary.commit_s, 3),
+        "pending": summary.pending,
+        "background": summary.background,
+    }
 
 
 # -- the options, for typer and without it ----------------------------------------------------------

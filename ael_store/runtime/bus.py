@@ -17,6 +17,7 @@ from datetime import datetime
 from itertools import count
 from typing import Any, Protocol
 
+from ael_store.clock import from_us
 from ael_store.errors import InvalidValueType
 from ael_store.model.event import Emission, Event, check_name, compile_patterns
 from ael_store.model.unit import SubscriptionRequest, Unit
@@ -133,6 +134,7 @@ class EventBus:
                 timestamp,
                 fields.get("metadata"),
             )
+            return self._publish(event, keep_time=timestamp is not None)
         return self._publish(event, keep_time=True)
 
     def emit(self, event_type: str, source: str, data: Any = None, metadata: Mapping[str, Any] | None = None) -> Event:
@@ -146,6 +148,8 @@ class EventBus:
             return event
         host = self._host
         if host is not None:
+            if not keep_time:
+                event._timestamp = from_us(host.preview().now_us)  # the loop's clock
             emission = Emission.of(event, host.limits, now_us=None)
             host.submit("events.emit", lambda unit: unit.emit(emission))
             return event

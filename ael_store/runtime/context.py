@@ -20,7 +20,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
 
-from ael_store.clock import from_us, iso, to_us
+from ael_store.clock import from_us, iso
 from ael_store.errors import InvalidKey, InvalidValue, InvalidValueType, NotAllowedHere
 from ael_store.model.duration import due_us
 from ael_store.model.event import Emission, Event
@@ -387,10 +387,10 @@ class StateContext:
             raise NotAllowedHere("a lone StateContext has no event bus: use EventBus().emit(…)")
         unit = self._running_unit()
         source = self._agent or ("outside" if unit is None else unit.subject)
-        event = Event(type, source, data, metadata=metadata)
-        now_us = None if unit is None else unit.now_us
-        due = None if after is None else due_us(after, to_us(event.timestamp) if now_us is None else now_us)
-        emission = Emission.of(event, self._limits, now_us=now_us, due_us=due)
+        now_us = self._view().now_us  # outside hooks the loop's clock
+        event = Event(type, source, data, from_us(now_us), metadata)
+        due = None if after is None else due_us(after, now_us)
+        emission = Emission.of(event, self._limits, now_us=None if unit is None else now_us, due_us=due)
         self._do("events.emit", lambda unit: unit.emit(emission))
         return event
 

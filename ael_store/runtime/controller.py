@@ -44,8 +44,9 @@ class AELController:
     """The loop over one database.
 
     `store` is a path, a URL, or a `Store`; without one `AEL_DB`, else `ael.db` in the working directory, so a loop
-    is durable unless it is told `store=":memory:"`. `tick_rate` is the period of the clock in seconds, 0 means
-    back to back. What else can be set is in `settings`; the arguments here win over it.
+    is durable unless it is told `store=":memory:"`. `tick_rate` is the period of the clock in seconds (1.0), 0 means
+    back to back; `strategy` is "priority", "round_robin" or "load_aware". What else can be set is in `settings`; the
+    arguments that are given here win over it.
     """
 
     def __init__(
@@ -54,8 +55,8 @@ class AELController:
         event_bus: EventBus | None = None,
         scheduler: Scheduler | None = None,
         state_context: StateContext | None = None,
-        tick_rate: float = 1.0,
-        strategy: str = "priority",
+        tick_rate: float | None = None,
+        strategy: str | None = None,
         *,
         store: str | os.PathLike[str] | Store | None = None,
         durability: str | None = None,
@@ -63,11 +64,13 @@ class AELController:
         settings: Settings | None = None,
         clock: Clock | None = None,
     ) -> None:
+        settings = settings or Settings()
+        tick_rate = settings.tick_rate if tick_rate is None else tick_rate
+        strategy = settings.strategy if strategy is None else strategy
         check_tick_rate(tick_rate)
         check_strategy(strategy)
         if max_agents is not None and (type(max_agents) is not int or max_agents < 1):
             raise InvalidSetting(f"max_agents is {max_agents!r}, wanted is an integer from 1, or None for all")
-        settings = settings or Settings()
         self.settings = replace(
             settings,
             tick_rate=float(tick_rate),

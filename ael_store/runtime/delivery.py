@@ -320,6 +320,42 @@ class Deliveries:
                 times.append(retry_us)
         return min(times, default=None)
 
+    # -- those that are away too long --
+
+    def away(self) -> list[Subscription]:
+        """Return those that can't get what waits for them: absent, disabled or quarantined subscribers."""
+        return [
+            subscription
+            for subscription in self.subscriptions.values()
+            if (subscription.queue or not subscription.complete)
+            and (
+                not subscription.attached
+                or (
+                    subscription.slot is not None
+                    and (not subscription.slot.record.enabled or subscription.slot.record.quarantined_us is not None)
+                )
+            )
+        ]
+
+    def skip(self, subscription: Subscription, until: int, number: int) -> None:
+        """Move a cursor over `number` events that have waited too long."""
+        record = subscription.record
+        queue = subscription.queue
+        while queue and queue[0].id <= until:
+            queue.popleft()
+        record.cursor, record.skipped = until, record.skipped + number
+        record.attempts, record.attempt_event_id, record.retry_us = 0, None, None
+        self.journal.changed(record)
+        value = {"subscription": record.id, "skipped": number, "until": until}
+        self.journal.move("cursor", record.subscriber, value)
+        log.warning(
+            "%s was away too long: %d events up to %d are skipped (backlog_days = %g)",
+            record.subscriber,
+            number,
+            until,
+            self.settings.backlog_days,
+        )
+
     # -- after a delivery --
 
     def began(self, subscription: Subscription) -> None:

@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Due", "collect_outside", "reconcile", "run_iteration", "settle"]
 
+EXPIRE_EVERY_US = 3_600_000_000
+"""How often the backlog of absent subscribers is looked at."""
+
 IDLE_BATCH = 1000
 """Idle iterations are committed at the latest when there are so many."""
 
@@ -272,11 +275,12 @@ def select(run: Run, due: Due) -> list[AgentSlot]:
 async def tick(run: Run, selected: list[AgentSlot], outside: list[Job], tally: _Tally) -> None:
     """Run what waits from before, the first `on_start` of new agents, then the ticks, one after another."""
     run.followups.extend(outside)
-    starting = deque(
+    new = [
         slot
-        for name in list(run.unstarted)
+        for name in run.unstarted
         if (slot := run.roster.slots.get(name)) is not None and slot.ready(run.clock.now_us())
-    )
+    ]
+    starting = deque(sorted(new, key=lambda slot: (-slot.record.priority, slot.order)))
     waiting = deque(selected)
 
     def next_job() -> Job | None:
@@ -331,6 +335,8 @@ async def deliver(run: Run, tally: _Tally) -> None:
 
 async def _refill(run: Run) -> None:
     """Read from the log what does not wait in memory; only committed events are read."""
+    if run.clock.now_us() >= run.expire_us:
+        await _expire(run)
     until = run.journal.committed_event_id
     for subscription in run.deliveries.to_refill(run.clock.now_us()):
         types = run.deliveries.types_for(subscription)
@@ -340,6 +346,25 @@ async def _refill(run: Run) -> None:
                 run.store.reader.pending, types, subscription.record.cursor, until, REFILL
             )
         run.deliveries.refilled(subscription, records, until)
+
+
+async def _expire(run: Run) -> None:
+    """Skip what has waited too long for subscribers that are away."""
+    now_us = run.clock.now_us()
+    run.expire_us = now_us + EXPIRE_EVERY_US
+    away = run.deliveries.away()
+    if not away:
+        return
+    reader = run.store.reader
+    cutoff_us = now_us - int(run.settings.backlog_days * 86_400_000_000)
+    until = await asyncio.to_thread(reader.last_event_before, cutoff_us)
+    for subscription in away:
+        after = subscription.record.cursor
+        if after < until:
+            types = run.deliveries.types_for(subscription)
+            number = await asyncio.to_thread(reader.count_events, types, after, until)
+            if number:
+                run.deliveries.skip(subscription, until, number)
 
 
 # -- a unit has ended --------------------------------------------------------------------------------
@@ -369,6 +394,8 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
             slot.record.metadata = metadata
             run.journal.changed(slot.record)
     also = run.roster.count(slot, unit) if slot is not None else []
+    if unit.cause is not None and unit.cause.source == SOURCE:
+        also = []  # failing to handle one of the loop's own events emits nothing more
     # A hook that cancels itself has failed; one that the end of the loop cancelled has not.
     failed = unit.outcome in ("error", "timeout") or (unit.outcome == "cancelled" and not job.aborted)
     if failed:

@@ -116,20 +116,21 @@ class Scheduler:
         return chosen
 
     def _by_load(self, agents: list[AgentBase], max_agents: int | None) -> list[AgentBase]:
-        durations, virtual = self._durations, self._virtual
+        virtual = self._virtual
+        costs = {agent.name: self._durations.get(agent.name, 0.0) for agent in agents}
         number = len(agents) if max_agents is None else max_agents
-        total = sum(durations.get(agent.name, 0.0) for agent in agents)
-        if total <= self.budget_s and len(agents) <= number:
+        if sum(costs.values()) <= self.budget_s and len(agents) <= number:
             if virtual:
                 virtual.clear()
                 self._moved = True
-            return sorted(agents, key=lambda agent: -agent.priority)
+            return sorted(agents, key=lambda agent: (-agent.priority, costs[agent.name]))
         least = min((virtual[agent.name] for agent in agents if agent.name in virtual), default=0.0)
         ahead = {agent.name: max(virtual.get(agent.name, least), least) for agent in agents}
+        order = sorted(agents, key=lambda agent: (ahead[agent.name], -agent.priority, costs[agent.name]))
         chosen: list[AgentBase] = []
         left = self.budget_s
-        for agent in sorted(agents, key=lambda agent: (ahead[agent.name], -agent.priority)):
-            cost = durations.get(agent.name, 0.0)
+        for agent in order:
+            cost = costs[agent.name]
             if len(chosen) >= number or (chosen and cost > left):
                 break
             chosen.append(agent)

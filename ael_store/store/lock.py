@@ -83,7 +83,8 @@ class DatabaseLock:
                 holder = current_holder(self.database)
                 if holder is None:  # freed just now, or held for an instant by somebody who looked
                     deadline = max(deadline, peek_deadline)
-                in_vain = what == LOOP and holder is not None and holder.what == LOOP
+                # A loop that has a socket stays, and takes commands there; another loop would not go either.
+                in_vain = holder is not None and (holder.socket is not None or (what == LOOP and holder.what == LOOP))
                 if time.monotonic() < deadline and not in_vain:
                     time.sleep(0.02)
                     continue

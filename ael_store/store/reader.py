@@ -6,6 +6,7 @@ through the public views; what a run resumes with comes from the tables.
 
 from __future__ import annotations
 
+import gc
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -76,7 +77,7 @@ class Reader:
             ).join_from(T["state"], T["keys"], T["keys"].c.id == T["state"].c.key_id)
             if keys is not None:
                 state = state.where(T["keys"].c.name.in_(list(keys)))
-            cells = {row[0]: Cell(*row[1:]) for row in connection.execute(state)}
+            cells = _cells(connection, state)
             agents = {row[1]: AgentRecord(*row) for row in connection.execute(select(T["agents"])) if row[0] > 0}
             stats = {row[0]: AgentStats(*row) for row in connection.execute(select(T["agent_stats"]))}
             patterns: dict[int, list[str]] = {}
@@ -169,6 +170,36 @@ class Reader:
         with self.connect() as connection:
             query = text("SELECT count(*) FROM (SELECT 1 FROM v_pending LIMIT :limit)")
             return int(connection.execute(query, {"limit": limit}).scalar_one())
+
+    def last_event_before(self, moment_us: int) -> int:
+        """Return the last event emitted before an instant, 0 where there is none.
+
+        A search by halves over the ids, which grow with time: no index on the time is needed.
+        """
+        e, t = T["events"], T["ticks"]
+        probe = select(e.c.id, t.c.started_us).join_from(e, t, t.c.id == e.c.tick_id).order_by(e.c.id).limit(1)
+        with self.connect() as connection:
+            low, high = 0, connection.execute(select(func.max(e.c.id))).scalar() or 0
+            while low < high:
+                middle = (low + high + 1) // 2
+                found = connection.execute(probe.where(e.c.id >= middle)).first()
+                if found is not None and found[1] < moment_us:
+                    low = middle
+                else:
+                    high = middle - 1
+            return low
+
+    def count_events(self, types: Sequence[str], after: int, until: int) -> int:
+        """Return how many events of these types have `after < id <= until`."""
+        e, y = T["events"], T["event_types"]
+        query = (
+            select(func.count()).select_from(e.join(y, y.c.id == e.c.type_id)).where(e.c.id > after, e.c.id <= until)
+        )
+        with self.connect() as connection:
+            return sum(
+                connection.execute(query.where(y.c.name.in_(types[start : start + 500]))).scalar_one()
+                for start in range(0, len(types), 500)
+            )
 
     # -- what users ask --
 
@@ -290,6 +321,25 @@ class Reader:
                 "dead_letters": one("SELECT count(*) FROM v_dead_letters"),
                 "problems": [dict(row) for row in connection.execute(text("SELECT * FROM v_problems")).mappings()],
             }
+
+
+def _cells(connection: Connection, query: Select[Any]) -> dict[str, Cell]:
+    """Read the state; a million cells are made without the garbage collector looking at each."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        compiled = query.compile(connection.engine, compile_kwargs={"render_postcompile": True})
+        found = connection.exec_driver_sql(
+            str(compiled), tuple(compiled.params[name] for name in compiled.positiontup or ())
+        )
+        cursor: Any = found.cursor
+        return {
+            name: Cell(key_id, value, version, change_id, agent_id)
+            for name, key_id, value, version, change_id, agent_id in cursor
+        }
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _event_records() -> Select[Any]:

@@ -19,7 +19,6 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -92,7 +91,8 @@ class Harness:
 
     Without `async with` the loop starts at the first `advance`; `await h.stop()` ends it. The first iteration is
     the one at the start, so one minute at a `tick_rate` of 1 s has 61. `store` is a temporary file that goes with
-    this object, or a path. `seed` decides all randomness: the same agents and seed give the same rows.
+    this object, or a path; the other options are those of `AELController`. `seed` decides all randomness: the same
+    agents and seed give the same rows.
 
     Hooks take no virtual time. What runs in the background is waited for before time goes on, up to `patience`
     seconds of real time. `slow_after` does not apply; `tick_timeout` does, in real time.
@@ -102,8 +102,8 @@ class Harness:
         self,
         agents: Iterable[AgentBase],
         *,
-        tick_rate: float = 1.0,
-        strategy: str = "priority",
+        tick_rate: float | None = None,
+        strategy: str | None = None,
         store: str | os.PathLike[str] = ":memory:",
         seed: int = 0,
         start: datetime | str = START,
@@ -111,8 +111,6 @@ class Harness:
         max_agents: int | None = None,
         patience: float = 5.0,
     ) -> None:
-        if tick_rate == 0:
-            raise InvalidSetting("tick_rate is 0 (back to back): no virtual time would ever pass; wanted are seconds")
         self.clock: VirtualClock = _HarnessClock(self, start, seed)
         """The clock of the loop: `h.clock.jump("1h")` is a machine that was suspended for an hour."""
         self._options: dict[str, Any] = {
@@ -126,12 +124,13 @@ class Harness:
         weakref.finalize(self, self._files.close)
         self._agents = [_Pristine(agent) for agent in agents]
         self._controller = self._new_controller()
+        if self._controller.settings.tick_rate == 0:
+            raise InvalidSetting("tick_rate is 0 (back to back): no virtual time would ever pass; wanted are seconds")
         self._had_run = False
         """True where the controller had its run, so that the next one needs a new controller."""
         self._task: asyncio.Task[None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         """Of the `advance` that waits until the loop parks."""
-        self._routes = ExitStack()
         self._stopping = False
         self._crashing = False
         self._down: Length = 0
@@ -163,8 +162,7 @@ class Harness:
             self._ended_itself = False
             controller = self._next_controller()
             self._had_run = True
-            self._task = asyncio.create_task(controller.start(), name="ael-harness")
-            self._routes.enter_context(routed(controller._host))
+            self._task = asyncio.create_task(_live(controller), name="ael-harness")
             await self._until_parked()
 
     async def stop(self) -> None:
@@ -240,7 +238,6 @@ class Harness:
         assert task is not None
         crashing, self._crashing = self._crashing, False
         down, self._down = self._down, 0
-        self._routes.close()
         self._ended_itself = False
         if crashing or task.cancelled():
             with contextlib.suppress(BaseException):
@@ -485,6 +482,11 @@ class _HarnessController(AELController):
 
     def _handle_signals(self) -> Callable[[], None]:
         return lambda: None
+
+
+async def _live(controller: AELController) -> None:
+    with routed(controller._host):
+        await controller.start()
 
 
 class _Pristine:

@@ -174,6 +174,8 @@ class _Session:
         self._seed = seed
         self._resumed = resumed
         self._state = State()
+        if not isinstance(state, Mapping):
+            raise InvalidValueType(f"state is {type(state).__name__}, wanted is a mapping of keys and values")
         before = self.preview()
         StateContext._of_unit(before, None).update(state)
         self._state.apply(before.writes, 0, 0)
