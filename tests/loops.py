@@ -4,21 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import fields
+from functools import wraps
+from inspect import iscoroutinefunction
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from ael_store import AELController, AgentBase, AgentManager, Settings
 from ael_store.clock import Bell, SystemClock
 
-__all__ = ["EVERY", "Plain", "ShiftClock", "agent", "controller_on", "iterations_of", "rows", "running", "until"]
+__all__ = [
+    "EVERY",
+    "Plain",
+    "ShiftClock",
+    "agent",
+    "controller_on",
+    "fail_with_hooks",
+    "iterations_of",
+    "rows",
+    "running",
+    "until",
+]
 
 PATIENCE_S = 20.0
 EVERY = 10
 """The priority of an agent that is due in every iteration of the clock."""
 
+_failed: list[BaseException] = []
 _SETTINGS = {item.name for item in fields(Settings)} - {"tick_rate", "strategy", "max_agents", "durability", "db"}
 
 
@@ -48,8 +64,44 @@ def agent(
         ("on_shutdown", shutdown),
     ):
         if function is not None:
-            setattr(made, hook, function)
+            setattr(made, hook, _noted(function))
     return made
+
+
+@pytest.fixture(autouse=True)
+def fail_with_hooks() -> Iterator[None]:
+    """Fail the test where an assertion failed in a hook of `agent`, which for the loop is just an error."""
+    _failed.clear()
+    yield
+    if _failed:
+        raise _failed[0]
+
+
+def _noted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The hook, its failed assertions kept for `fail_with_hooks`."""
+    if iscoroutinefunction(function) or iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+
+        async def in_the_loop(*arguments: Any) -> Any:
+            with _noting():
+                return await function(*arguments)
+
+        return in_the_loop
+
+    @wraps(function)
+    def in_a_thread(*arguments: Any) -> Any:
+        with _noting():
+            return function(*arguments)
+
+    return in_a_thread
+
+
+@contextmanager
+def _noting() -> Iterator[None]:
+    try:
+        yield
+    except (AssertionError, pytest.fail.Exception) as error:
+        _failed.append(error)
+        raise
 
 
 def controller_on(path: Path | str, *agents: AgentBase, tick_rate: float = 0.005, **options: Any) -> AELController:
@@ -62,7 +114,7 @@ def controller_on(path: Path | str, *agents: AgentBase, tick_rate: float = 0.005
     return AELController(manager, tick_rate=tick_rate, store=path, settings=Settings(**settings), **options)
 
 
-async def until(condition: Callable[[], Any], what: str = "") -> Any:
+async def until(condition: Callable[..., Any], what: str = "") -> Any:
     """Return the first true result of a condition that another task or thread brings about."""
     deadline = asyncio.get_running_loop().time() + PATIENCE_S
     while not (found := condition()):
@@ -74,16 +126,18 @@ async def until(condition: Callable[[], Any], what: str = "") -> Any:
 @asynccontextmanager
 async def running(controller: AELController) -> AsyncIterator[AELController]:
     """Run a controller in a task for the length of a block; what ended it early is raised at the end."""
+    begun = asyncio.Event()
+    controller.observe(lambda summary: begun.set())
     task = asyncio.create_task(controller.start())
     try:
-        await until(lambda: task.done() or controller.get_stats()["iteration"] > 0 or _waits(controller), "it runs")
+        await until(lambda: task.done() or begun.is_set() or _is_paused(controller), "it runs")
         yield controller
     finally:
         await controller.stop()
         await asyncio.wait_for(task, PATIENCE_S)
 
 
-def _waits(controller: AELController) -> bool:
+def _is_paused(controller: AELController) -> bool:
     return bool(controller.state_context.get("ael_status") == "paused")
 
 

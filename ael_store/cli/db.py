@@ -83,7 +83,7 @@ def current(call: Call) -> None:
 
 
 def check(call: Call) -> None:
-    """Compare the schema with what it should be, and look for damage; only reads."""
+    """Look for damage and for differences from what should be there."""
     from ael_store.store.upgrade import check
 
     call.check_exists()

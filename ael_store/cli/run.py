@@ -8,31 +8,38 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from ael_store.cli.call import Call
-from ael_store.cli.output import print_json_line
-from ael_store.errors import UsageError
+from ael_store.cli.output import ReaderGone, print_json_line
+from ael_store.errors import StorageFailed, UsageError
 from ael_store.settings import RULES, Settings
 
 if TYPE_CHECKING:
     import typer
 
     from ael_store.cli.live import Digest, LiveLine
+    from ael_store.runtime.controller import AELController
     from ael_store.runtime.manager import AgentManager
     from ael_store.runtime.measure import IterationSummary
     from ael_store.settings import AgentTable
 
 __all__ = ["add_to", "read_plain_arguments", "run"]
 
+log = logging.getLogger("ael_store.run")
+
 FLAGS = tuple(name for name in RULES if name != "db")
 """Settings that are flags here; `--db` is one of all commands."""
 
 SWITCHES = ("verbose", "quiet")
+
+GLOBAL = ("--db", "--json", "--debug")
+"""Options that may stand before `run`."""
 
 
 def run(call: Call, target: str, **options: Any) -> None:
@@ -56,7 +63,7 @@ def run(call: Call, target: str, **options: Any) -> None:
             settings=settings,
         )
         if call.json:
-            controller.observe(_print_summary)
+            controller.observe(_printer(controller))
         elif progress is not None:
             controller.observe(progress.show)
         asyncio.run(controller.start() if iterations is None else controller.run(iterations))
@@ -101,9 +108,28 @@ def _folder_of(target: str) -> Path | None:
     return None
 
 
-def _print_summary(summary: IterationSummary) -> None:
-    """Print an iteration as a line of JSON."""
-    print_json_line(_figures_of(summary))
+def _printer(controller: AELController) -> Callable[[IterationSummary], None]:
+    """Return what prints each iteration as a line of JSON.
+
+    A reader that has seen enough stops the loop, gracefully; output that fails otherwise is given up.
+    """
+    failed = False
+    stopping: list[asyncio.Task[None]] = []
+
+    def show(summary: IterationSummary) -> None:
+        nonlocal failed
+        if failed:
+            return
+        try:
+            print_json_line(_figures_of(summary))
+        except ReaderGone:
+            failed = True
+            stopping.append(asyncio.ensure_future(controller.stop()))
+        except StorageFailed as error:
+            failed = True
+            log.warning("%s; the loop goes on without it", error)
+
+    return show
 
 
 def _figures_of(summary: IterationSummary) -> dict[str, Any]:
@@ -170,7 +196,7 @@ def _metavar(name: str) -> str:
 
 def read_plain_arguments(arguments: list[str]) -> tuple[Call, str, dict[str, Any]] | None:
     """Return what `run` is called with, None where typer should read it: another command, or something odd."""
-    if arguments[:1] != ["run"]:
+    if "run" not in arguments:
         return None
     texts: dict[str, str] = {}
     flags: dict[str, tuple[str, bool]] = {f"--{name}": (name, True) for name in ("json", "debug", *SWITCHES)}
@@ -181,10 +207,12 @@ def read_plain_arguments(arguments: list[str]) -> tuple[Call, str, dict[str, Any
         else:
             texts[f"--{spelt}"] = name
     found: dict[str, Any] = {}
-    targets: list[str] = []
-    rest = iter(arguments[1:])
+    words: list[str] = []
+    rest = iter(arguments)
     for argument in rest:
         name, equals, value = argument.partition("=")
+        if not words and argument.startswith("-") and name not in GLOBAL:
+            return None
         if name in texts:
             given = value if equals else next(rest, None)
             if given is None:
@@ -196,8 +224,8 @@ def read_plain_arguments(arguments: list[str]) -> tuple[Call, str, dict[str, Any
         elif argument.startswith("-"):
             return None
         else:
-            targets.append(argument)
-    if len(targets) != 1:
+            words.append(argument)
+    if len(words) != 2 or words[0] != "run":
         return None
     call = Call(found.pop("db", None), found.pop("json", False), found.pop("debug", False))
-    return call, targets[0], found
+    return call, words[1], found

@@ -70,7 +70,7 @@ def list_keys(
 
 
 def get(call: Call, key: Key) -> None:
-    """Print the value of a key: a text as it is, anything else (and all with --json) as JSON."""
+    """Print a value: a text as it is, anything else as JSON."""
     check_key(key)
     with call.reader() as reader:
         text = reader.value(key)

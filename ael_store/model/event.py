@@ -43,6 +43,8 @@ class Event:
         self._record: EventRecord | None = None
         self._data = data
         self._timestamp = timestamp if timestamp is not None else datetime.now(UTC)
+        if metadata is not None and not isinstance(metadata, Mapping):
+            raise InvalidValueType(f"metadata of event {type!r} is {metadata!r}, wanted is a mapping")
         self._metadata: dict[str, Any] | None = dict(metadata or {})
 
     @classmethod

@@ -101,6 +101,16 @@ class State:
         """Take everything applied so far as committed: readers outside hooks see it from now on."""
         self.uncommitted = {}
 
+    def committed_cells(self) -> dict[str, Cell]:
+        """Return the cells as of the last commit, a copy."""
+        cells = dict(self.cells)
+        for key, old in self.uncommitted.items():
+            if old is None:
+                cells.pop(key, None)
+            else:
+                cells[key] = old
+        return cells
+
     def open_shadow(self) -> Shadow:
         """Return a shadow that keeps this moment; close it when nobody reads it any more."""
         shadow: Shadow = {}

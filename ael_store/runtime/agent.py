@@ -20,12 +20,13 @@ from ael_store.runtime.agent_config import build_config
 if TYPE_CHECKING:
     from ael_store.runtime.context import StateContext
 
-__all__ = ["AgentBase", "check_agent", "fingerprint", "overrides"]
+__all__ = ["HOOKS", "AgentBase", "check_agent", "fingerprint", "overrides"]
 
 _UNSET: Any = object()
 _FINGERPRINTS: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 _WATCHED = frozenset(("enabled", "priority"))
 _GUARDED = _WATCHED | {"name"}
+HOOKS = ("on_start", "on_tick", "on_event", "on_task", "on_error", "on_shutdown")
 
 
 class AgentHost(Protocol):
@@ -188,6 +189,10 @@ def check_agent(agent: Any) -> AgentBase:
                 check_name(value, f"agent {agent.name!r}: an entry of {attribute}")
             except (TypeError, ValueError) as error:
                 raise InvalidAgent(str(error)) from None
+    for hook in HOOKS:
+        function = getattr(agent, hook)
+        if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
+            raise InvalidAgent(f"agent {agent.name!r}: {hook} has a `yield`, so nothing of it would run; remove it")
     if agent.trigger is not None:
         from ael_store.runtime.trigger import parse_trigger  # brings APScheduler with it
 

@@ -514,6 +514,7 @@ async def commit(run: Run) -> float:
     if (
         run.journal.commit.idle
         and not run.replies
+        and not run.desk.paused
         and waiting is not None
         and len(run.journal.commit.iterations) < IDLE_BATCH
         and 0 <= run.clock.now_us() - waiting.started_us < run.settings.idle_commit * 1e6

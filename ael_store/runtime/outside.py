@@ -96,7 +96,7 @@ class Outside:
         """The loop has ended: readers see what it left, and what waits for the next one."""
         with self.lock:
             if self.state is not None:
-                self._preview = State(dict(self.state.cells))
+                self._preview = State(self.state.committed_cells())
                 self.state = None
                 for request in self.queue:
                     if request.action is not None and not request.name.startswith("events."):

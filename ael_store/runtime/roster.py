@@ -19,7 +19,7 @@ from ael_store.model.event import Emission
 from ael_store.model.records import AgentRecord, AgentStats, Resumed
 from ael_store.model.unit import Unit
 from ael_store.model.values import encode
-from ael_store.runtime.agent import AgentBase, check_agent, fingerprint, overrides
+from ael_store.runtime.agent import HOOKS, AgentBase, check_agent, fingerprint, overrides
 from ael_store.runtime.journal import Journal, loop_event
 
 if TYPE_CHECKING:
@@ -63,10 +63,7 @@ class AgentSlot:
         """The job that runs now."""
         self.limit_s = default_limit_s if agent.tick_timeout is None else float(agent.tick_timeout)
         self.has_tick = overrides(agent, "on_tick") or not agent.subscriptions
-        self.threaded = {
-            hook: not iscoroutinefunction(getattr(agent, hook))
-            for hook in ("on_start", "on_tick", "on_event", "on_task", "on_error", "on_shutdown")
-        }
+        self.threaded = {hook: not iscoroutinefunction(getattr(agent, hook)) for hook in HOOKS}
 
     @property
     def name(self) -> str:

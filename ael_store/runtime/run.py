@@ -194,6 +194,7 @@ class Run:
     async def _write(self, commit: Commit, take_from: int | None) -> None:
         """Have the store write a commit; while the disk is full the same commit is tried again and no unit runs."""
         pause_s, waited_s = 1.0, 0.0
+        began = self.clock.monotonic()
         while True:
             try:
                 await self.store.commit(commit, take_from=take_from, holder=f"pid {os.getpid()}")
@@ -202,7 +203,7 @@ class Run:
                     raise
                 log.error("%s; trying again in %.0f s, no agent runs until then", error, pause_s)
                 await self.clock.wait(self.bell, self.clock.monotonic() + pause_s)
-                waited_s += pause_s
+                waited_s = self.clock.monotonic() - began  # less than the pause where something rang the bell
                 pause_s = min(2 * pause_s, 30.0)
             else:
                 if waited_s:
@@ -217,9 +218,13 @@ class Run:
         return bool(self.host.observers)
 
     def show(self, summary: IterationSummary) -> None:
-        """Tell those who look."""
-        for observer in self.host.observers:
-            observer(summary)
+        """Tell those who look; one who fails is told no more."""
+        for observer in list(self.host.observers):
+            try:
+                observer(summary)
+            except Exception:
+                log.exception("an observer of the loop failed and is not called any more")
+                self.host.observers.remove(observer)
 
     def virtual(self, key: str) -> Any:
         """Return the value of a key that the loop answers itself."""

@@ -122,6 +122,7 @@ class Workbench:
 
     async def _watch(self, lane: _Lane) -> None:
         """Wait until the lane is through, or until its job was set aside."""
+        await asyncio.sleep(0)  # quick hooks are through after this one turn, without a timer
         while not lane.task.done():
             job = lane.job
             wait_s = self.slow_after_s
@@ -235,6 +236,7 @@ class HookThreads:
 
     def __init__(self) -> None:
         self._idle: list[_HookThread] = []
+        self._closed = False
         self.freed: Callable[[Job], None] = lambda job: None
         """Called on the loop's thread when a thread that was abandoned has ended its hook."""
 
@@ -247,7 +249,10 @@ class HookThreads:
         job.thread_busy = True
 
         def ended(result: Any, error: BaseException | None) -> None:
-            self._idle.append(thread)
+            if self._closed:
+                thread.close()
+            else:
+                self._idle.append(thread)
             job.thread_busy = False
             if future.cancelled():
                 self.freed(job)
@@ -266,7 +271,8 @@ class HookThreads:
             future.cancel()
 
     def close(self) -> None:
-        """End the idle threads."""
+        """End the idle threads now, and the others as soon as their hooks have ended."""
+        self._closed = True
         for thread in self._idle:
             thread.close()
         self._idle.clear()

@@ -6,7 +6,9 @@ tables, so that a scheduler that stops (a clock set back, a lost wake-up) costs 
 
 Cron lines mean what cron means: 0 and 7 are Sunday (APScheduler counts from Monday), and where a line names both a
 day of the month and a weekday, one of them is enough (APScheduler wants both). A local time that a change of clocks
-repeats fires once, the first time; one that it skips fires as long after the gap began (02:30 at 03:30).
+repeats fires once, the first time; one that it skips fires as long after the gap began (02:30 at 03:30). Where the
+hour is `*`, the line fires at every real time that fits. APScheduler only finds the next local time on a clock that
+never changes: its own arithmetic leaves out the day after such a change (`0 0 * * *` in most of Europe).
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ logging.getLogger("apscheduler").setLevel(logging.WARNING)
 class FireTimes:
     """When a trigger fires."""
 
-    def __init__(self, text: str, period_us: int | None, crons: tuple[CronTrigger, ...] = ()) -> None:
+    def __init__(self, text: str, period_us: int | None, crons: tuple[_Cron, ...] = ()) -> None:
         self.text = text
         self.period_us = period_us
         self._crons = crons
@@ -53,20 +55,52 @@ class FireTimes:
         """Return the first fire time after an instant (for `every`, counted from it); None where there is none."""
         if self.period_us is not None:
             return last_us + self.period_us
-        found = [at for cron in self._crons if (at := _next(cron, last_us)) is not None]
-        return min(found, default=None)
+        found = [at for cron in self._crons if (at := cron.after(from_us(last_us))) is not None]
+        return to_us(min(found)) if found else None
 
 
-def _next(cron: CronTrigger, last_us: int) -> int | None:
-    hourly = str(next(field for field in cron.fields if field.name == "hour")).startswith("*")
-    moment = from_us(last_us)
-    while True:
-        found = cron.get_next_fire_time(moment, moment + timedelta(microseconds=1))
-        if found is None:
-            return None
-        moment = found.astimezone(UTC)
-        if hourly or moment.astimezone(cron.timezone).fold == 0:  # else this wall time came once already
-            return to_us(moment)
+class _Cron:
+    """A cron line of one kind of day: local times, and what they are in the zone."""
+
+    def __init__(self, zone: ZoneInfo, minute: str, hour: str, day: str, month: str, weekday: str) -> None:
+        self._zone = zone
+        self._each_hour = hour.startswith("*")
+        self._local = CronTrigger(
+            minute=minute, hour=hour, day=day, month=month, day_of_week=_weekdays(weekday), timezone=UTC
+        )
+
+    def after(self, last: datetime) -> datetime | None:
+        """Return the first fire time after an instant, in UTC."""
+        slack = self._changes_near(last)
+        local = last.astimezone(self._zone).replace(tzinfo=None) - slack
+        best: datetime | None = None
+        while (found := self._next_local(local)) is not None:
+            local = found
+            best = min((at for at in self._instants(local) if at > last and (best is None or at < best)), default=best)
+            # Near a change, a later local time may come earlier.
+            if best is not None and local - best.astimezone(self._zone).replace(tzinfo=None) >= self._changes_near(
+                best
+            ):
+                break
+        return best
+
+    def _next_local(self, local: datetime) -> datetime | None:
+        after = local.replace(tzinfo=UTC) + timedelta(microseconds=1)
+        found = self._local.get_next_fire_time(None, after)
+        return None if found is None else found.replace(tzinfo=None)
+
+    def _instants(self, local: datetime) -> tuple[datetime, ...]:
+        """Return when it is this local time: once, twice, or (where it is skipped) as long after the gap began."""
+        one, two = (local.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1))
+        if not self._each_hour or one == two:
+            return (one,)
+        return (one, two) if one < two else ()
+
+    def _changes_near(self, moment: datetime) -> timedelta:
+        """Return by how much the clock of the zone is changed about a day before or after an instant."""
+        day = timedelta(hours=26)
+        offsets = [at.astimezone(self._zone).utcoffset() or timedelta() for at in (moment - day, moment, moment + day)]
+        return max(offsets) - min(offsets)
 
 
 def parse_trigger(text: str, default_zone: str = "UTC", subject: str = "trigger") -> FireTimes:
@@ -100,15 +134,12 @@ def parse_trigger(text: str, default_zone: str = "UTC", subject: str = "trigger"
             f"{subject}: {zone_name!r} is no IANA time zone known to this machine; "
             "write one like 'Europe/Ljubljana' or 'UTC'"
         ) from None
-    minute, hour, day, month, weekday = words[:5]
+    minute, hour, day, month, weekday = (word.replace("?", "*") for word in words[:5])
     either = [(day, weekday)]
     if not day.startswith("*") and not weekday.startswith("*"):
         either = [(day, "*"), ("*", weekday)]  # as cron has it: one of them is enough
     try:
-        crons = tuple(
-            CronTrigger(minute=minute, hour=hour, day=day, month=month, day_of_week=_weekdays(weekday), timezone=zone)
-            for day, weekday in either
-        )
+        crons = tuple(_Cron(zone, minute, hour, day, month, weekday) for day, weekday in either)
     except (ValueError, TypeError) as error:
         raise InvalidTrigger(f"{subject}: {text!r} is no cron line: {error}") from None
     return FireTimes(text, None, crons)
@@ -119,15 +150,15 @@ def _weekdays(field: str) -> str:
     parts: list[str] = []
     for part in field.lower().split(","):
         body, _, step = part.partition("/")
-        if body in ("*", "?"):
+        if body == "*":
             if step:
                 parts += [WEEKDAYS[day] for day in range(0, 7, _step(step))]
             else:
                 parts.append("*")
             continue
-        first, _, last = body.partition("-")
+        first, dash, last = body.partition("-")
         start = _weekday(first)
-        if not last:
+        if not dash:
             end = 6 if step else start
         else:
             end = _weekday(last)
@@ -140,8 +171,8 @@ def _weekdays(field: str) -> str:
 
 
 def _weekday(word: str) -> int:
-    if re.fullmatch(r"[0-7]", word):
-        return int(word) if word != "7" else 7
+    if re.fullmatch(r"0?[0-7]", word):
+        return int(word)
     if word in WEEKDAYS:
         return WEEKDAYS.index(word)
     raise ValueError(f"{word!r} is no weekday; write 0 to 7 (0 and 7 are Sunday) or sun to sat")

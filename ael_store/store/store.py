@@ -127,6 +127,8 @@ class Store:
             raise DatabaseNotUsable(
                 f"{self.path.parent} is no folder; create it, or name another file with --db or AEL_DB"
             )
+        if self.path.is_dir():
+            raise DatabaseNotUsable(f"{self.path} is a folder; name a file with --db or AEL_DB")
         self.lock.acquire(what, LOCK_WAIT_S)
         try:
             self.is_new = not self.path.exists()

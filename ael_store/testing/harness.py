@@ -129,6 +129,8 @@ class Harness:
         self._had_run = False
         """True where the controller had its run, so that the next one needs a new controller."""
         self._task: asyncio.Task[None] | None = None
+        self._opened = asyncio.Event()
+        """Set when the database is open and the run begins; a new one for each start."""
         self._waiter: asyncio.Future[None] | None = None
         """Of the `advance` that waits until the loop parks."""
         self._stopping = False
@@ -162,6 +164,7 @@ class Harness:
             self._ended_itself = False
             controller = self._next_controller()
             self._had_run = True
+            self._opened = asyncio.Event()
             self._task = asyncio.create_task(_live(controller), name="ael-harness")
             await self._until_parked()
 
@@ -175,16 +178,16 @@ class Harness:
         if self._task is None:
             return
         self._stopping = True
-        patience_s = self._controller.settings.grace + ENDING_PATIENCE_S
+        task, patience_s = self._task, self._controller.settings.grace + ENDING_PATIENCE_S
         try:
             self._controller._request_stop()
-            await asyncio.wait({self._task}, timeout=patience_s)
-            if not self._task.done():
+            await asyncio.wait({task}, timeout=patience_s)
+            if not task.done():
                 await self._kill()
+            self._check_task()  # an `advance` in another task may have noticed the end before
         finally:
             self._stopping = False
             self.clock._halt()
-        self._end()
 
     async def restart(self, *, down: Length = 0, agents: Iterable[AgentBase] | None = None) -> None:
         """Stop the loop cleanly and start it again on the same database, `down` later.
@@ -212,7 +215,7 @@ class Harness:
         self._check_task()
         if self._task is not None:
             await self._kill()
-            self._end()
+            self._check_task()
         self.clock.jump(down)
         self._next_agents(agents)
 
@@ -222,14 +225,20 @@ class Harness:
 
     async def _kill(self) -> None:
         """End the task of the loop where it stands."""
-        assert self._task is not None
+        task = self._task
+        assert task is not None
+        opened = asyncio.ensure_future(self._opened.wait())
+        # While it opens the file, a thread would go on and keep the lock.
+        await asyncio.wait({task, opened}, timeout=ENDING_PATIENCE_S, return_when=asyncio.FIRST_COMPLETED)
+        opened.cancel()
+        if task.done():
+            return
         self._crashing = True
         life = self._controller._life
         hooks = [] if life is None else list(life.run.workbench.background.values())
-        if self._controller._task is not None:
-            self._controller._task.cancel()
-        await asyncio.wait({self._task, *hooks}, timeout=ENDING_PATIENCE_S)
-        if not self._task.done():
+        (self._controller._task or task).cancel()
+        await asyncio.wait({task, *hooks}, timeout=ENDING_PATIENCE_S)
+        if not task.done():
             raise AelError("the loop does not end; a hook blocks it")
 
     def _end(self) -> None:
@@ -308,14 +317,14 @@ class Harness:
                     place = now
                 elif now[1] > place[1] + LONGEST_INSTANT:
                     await self._kill()
-                    self._end()
+                    self._check_task()
                     raise AelError(
                         f"more than {LONGEST_INSTANT} iterations at {self.now:%F %T} and no time passes: do agents "
                         "answer each other's events without end? The loop was ended"
                     )
         finally:
             self._waiter = None
-        if task.done():
+        if task.done() and self._task is task:
             self._end()
 
     def _place(self) -> tuple[int, int]:
@@ -434,7 +443,9 @@ class Harness:
 
     async def _before_parking(self, bell: Bell) -> None:
         """Commit what waits; then tell `advance`, unless something came meanwhile."""
-        if self._run.journal.waiting_since() is not None:
+        journal = self._run.journal
+        under_way = journal.commit.at_us != 0  # a commit that found the disk full waits for better times
+        if journal.waiting_since() is not None and not under_way:
             await self._run.commit("iteration")
         if not bell.rung and self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
@@ -472,12 +483,14 @@ class _HarnessController(AELController):
 
     def __init__(self, harness: Harness, manager: AgentManager, **options: Any) -> None:
         super().__init__(manager, clock=harness.clock, **options)
+        self._harness = harness
 
     def _new_life(self, parts: Parts, resumed: Resumed, iterations: int | None) -> Lifecycle:
         life = super()._new_life(parts, resumed, iterations)
         run = life.run
         run.workbench = SteadyWorkbench(run.state, run.clock, run.settings.slow_after, run._finished_late)
         run.workbench.threads.freed = run._thread_freed
+        self._harness._opened.set()
         return life
 
     def _handle_signals(self) -> Callable[[], None]:

@@ -298,7 +298,7 @@ async def test_failing_delivery_blocks_its_order_is_retried_and_leaves_nothing_o
         if len(attempts) < 3:
             raise ValueError("not yet")
 
-    attempts: list[int] = []
+    attempts: list[str] = []
     other, clock = Ears(), ShiftClock()
     hearers = [agent("h", event=event, subscriptions=["x"]), agent("o", event=other, subscriptions=["x"])]
     controller = controller_on(path, *hearers, clock=clock)
@@ -433,6 +433,23 @@ async def test_events_left_at_a_stop_by_a_failing_subscriber_are_delivered_after
     assert ears.heard == [0, 1, 2]
 
 
+async def test_delivery_that_a_stop_cuts_off_is_repeated_by_the_next_run_and_counts_as_no_attempt(path: Path) -> None:
+    async def hang(event: Event, context: StateContext) -> None:
+        context.set("half", True)
+        await asyncio.Event().wait()
+
+    first = controller_on(path, agent("h", event=hang, subscriptions=["x"]), slow_after=0.01, grace=0.03)
+    first.event_bus.emit("x", "test", 1)
+    await first.run(iterations=2)
+    assert rows(path, "SELECT outcome FROM v_ticks WHERE kind = 'event'") == ["cancelled"]
+    assert rows(path, "SELECT subscriber, attempts FROM v_pending") == [("h", 0)]
+    assert not first.state_context.has("half")
+
+    ears = Ears()
+    await controller_on(path, agent("h", event=ears, subscriptions=["x"])).run(iterations=1)
+    assert ears.heard == [1]
+
+
 # -- later -------------------------------------------------------------------------------------------
 
 
@@ -489,7 +506,7 @@ async def test_delayed_event_of_a_failed_unit_never_happens(path: Path) -> None:
 @pytest.mark.parametrize("after", [-1, float("nan"), float("inf"), "soon", "1 parsec", True, [1], ""])
 async def test_wrong_delay_is_refused(path: Path, after: Any) -> None:
     async def tick(context: StateContext) -> None:
-        with pytest.raises((TypeError, ValueError), match="after=|no length of time"):
+        with pytest.raises((TypeError, ValueError), match=r"after=|no length of time"):
             context.emit("x", after=after)
         refused.append(True)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +146,7 @@ async def test_increments_of_units_at_the_same_time_are_merged(path: Path) -> No
 
     assert controller.state_context.get("n") == other.tick_count + 20
     changes = rows(path, "SELECT old_value, new_value FROM v_state_history WHERE key = 'n' ORDER BY id")
-    assert all(before == after for (_, before), (after, _) in zip(changes, changes[1:], strict=False))
+    assert all(before == after for (_, before), (after, _) in pairwise(changes))
 
 
 @pytest.mark.parametrize(
@@ -358,7 +359,9 @@ async def test_error_in_between_two_successes_is_no_back_off(path: Path) -> None
     assert (flaky.tick_count, flaky.error_count) == (3, 12)
 
 
-@pytest.mark.parametrize("options", [{"trigger": "every 5ms"}, {"start": fail}, {}], ids=["trigger", "on_start", "tick"])
+@pytest.mark.parametrize(
+    "options", [{"trigger": "every 5ms"}, {"start": fail}, {}], ids=["trigger", "on_start", "tick"]
+)
 async def test_loop_is_idle_while_an_agent_backs_off(path: Path, options: Any) -> None:
     clock = ShiftClock()
     bad = agent("bad", tick=fail, **options)

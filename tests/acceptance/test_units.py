@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,8 @@ async def take_too_long() -> None:
 
 
 async def swallow_the_timeout() -> None:
-    try:
+    with suppress(asyncio.CancelledError):
         await asyncio.Event().wait()
-    except asyncio.CancelledError:
-        pass
 
 
 ENDINGS = [
@@ -110,7 +109,9 @@ async def test_unit_that_does_not_succeed_leaves_nothing_but_its_failure(
     assert (bad.tick_count, good.tick_count) == (0, 2)
     assert bad.error_count == (2 if outcome != "cancelled" else 0)
     assert len(told) == 2
-    assert rows(path, "SELECT json_extract(data, '$.outcome') FROM v_events WHERE type = 'agent_error'") == [outcome] * 2
+    assert (
+        rows(path, "SELECT json_extract(data, '$.outcome') FROM v_events WHERE type = 'agent_error'") == [outcome] * 2
+    )
 
 
 async def test_plain_hook_that_takes_too_long_leaves_nothing_and_its_thread_writes_no_more(path: Path) -> None:
@@ -449,6 +450,34 @@ async def test_error_count_counts_units_of_any_kind(path: Path) -> None:
     kinds = rows(path, "SELECT kind FROM v_ticks WHERE agent = 'a' AND outcome = 'error' ORDER BY id")
     assert kinds == ["tick", "error", "shutdown", "error"]
     assert rows(path, "SELECT error_count FROM v_agents") == [4]
+
+
+class Unreadable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("error", "kept"),
+    [
+        (Unreadable(), "its message can't be read"),
+        (ValueError("a\0b\ud800c"), "ValueError: a\\0b\\ud800c"),
+        (ValueError("x" * 1_000_000), "xxx"),
+        (ValueError(), "ValueError: "),
+    ],
+)
+async def test_any_error_can_be_recorded(path: Path, error: Exception, kept: str) -> None:
+    async def tick(context: StateContext) -> None:
+        raise error
+
+    controller = controller_on(path, agent("bad", tick=tick), good := agent("good"))
+    await controller.run(iterations=1)
+
+    assert good.tick_count == 1
+    (found,) = rows(path, "SELECT error FROM v_ticks WHERE agent = 'bad'")
+    assert kept in found
+    assert len(found) < 10_000
+    assert len(controller.event_bus.get_event_history("agent_error")) == 1
 
 
 @pytest.mark.parametrize(("attribute", "value"), [("priority", 11), ("enabled", "no"), ("name", "other")])

@@ -96,7 +96,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     counter = agent("counter", tick=count)
     listener = agent("listener", event=lambda event, context: None, subscriptions=["meas*"])
-    asyncio.run(controller_on(path, counter, listener, agent("broken", tick=fail)).run(3))
+    asyncio.run(controller_on(path, counter, listener, agent("broken", tick=fail), tick_rate=0).run(3))
     return path
 
 
@@ -108,6 +108,26 @@ def database(filled: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def run_here(ael: Ael, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Ael]:
+    """Carry out `ael run` in this process; its log is in `err`, and what it imported is forgotten."""
+    monkeypatch.setattr("ael_store.telemetry.configure_logging", lambda *_arguments: None)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    caplog.set_level("INFO")
+    before = set(sys.modules)
+
+    def run(*arguments: str) -> Done:
+        caplog.clear()
+        done = ael("run", *arguments)
+        return Done(done.code, done.out, done.err + caplog.text)
+
+    yield run
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", "")).startswith(os.getcwd()):
+            del sys.modules[name]
+
+
 # -- real processes ---------------------------------------------------------------------------------
 
 
@@ -116,6 +136,7 @@ class Process:
 
     def __init__(self, *arguments: str, **options: Any) -> None:
         self.lines: list[str] = []
+        self.folder = Path(options.get("cwd", os.getcwd()))
         self.process = subprocess.Popen(
             [sys.executable, "-m", "ael_store", *arguments],
             stdout=subprocess.PIPE,

@@ -78,7 +78,7 @@ def test_impossible_event_is_refused(ael: Ael, database: Path, arguments: list[s
 
 
 def test_tail_shows_the_last_then_each_new_one_until_ctrl_c(ael: Ael, database: Path, start: Start) -> None:
-    tail = start("events", "tail", "--json", "--limit", "1", "--type", "d*")
+    tail = start("events", "tail", "--json", "--type", "d*")
     other = start("events", "tail", "--limit", "1")
     other.wait_for("ael_shutdown")
     numbers = [ael("events", "emit", kind, "[1]", "--json").json["id"] for kind in ("door", "other", "dark")]

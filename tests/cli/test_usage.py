@@ -236,9 +236,7 @@ def test_database_in_a_folder_below_is_suggested(ael: Ael, database: Path, tmp_p
 # -- failures ---------------------------------------------------------------------------------------
 
 
-def test_unexpected_failure_is_one_line_unless_debug(
-    ael: Ael, database: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unexpected_failure_is_one_line_unless_debug(ael: Ael, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object) -> None:
         raise RuntimeError("two\nlines \x1b[31m")
 

@@ -6,7 +6,8 @@ What a block is, its language says:
 - `python`: run, all blocks of a page in one namespace, `await` allowed at the top;
 - `console`: each line `$ …` goes to one bash that lives as long as the page. It must succeed, unless the next
   command is `echo $?`. Lines below it are what it prints: `...` stands for anything in a line, alone in a line
-  for any lines. A line `^C` presses Ctrl-C once the lines above it have been seen;
+  for any lines. A line `^C` presses Ctrl-C, a line `Killed` ends the command with SIGKILL, once the lines above
+  it have been seen;
 - `sql`: run against `ael.db` there, read-only;
 - `json`, `toml`: parsed;
 - all others, and what stands below a comment that begins with `not run:`, are only shown.
@@ -37,6 +38,7 @@ from tests.docs.markdown import Block, blocks
 
 COMMAND_TIMEOUT_S = 30.0
 MARK = "--end-of-command--"
+SIGNALS = {"^C": "INT", "Killed": "KILL"}
 NOT_HERE = ("pip", "./dev", "git")
 """Commands that would change the machine or need the network."""
 
@@ -189,8 +191,10 @@ async def run_command(shell: Shell, command: str, expected: list[str], *, may_fa
     seen: list[str] = []
     try:
         async with asyncio.timeout(COMMAND_TIMEOUT_S):
-            if "^C" in expected:
-                status = await interrupt(shell, command, expected, seen)
+            signals = [line for line in expected if line in SIGNALS]
+            if signals:
+                status = await interrupt(shell, command, expected, seen, signals[0])
+                may_fail = may_fail or signals[0] == "Killed"
             else:
                 # The status stays in $?, for an `echo $?` that may follow.
                 await shell.send(f"{{ {command}\n}} </dev/null\n__s=$?; printf '\\n{MARK} %s\\n' $__s; (exit $__s)")
@@ -199,8 +203,8 @@ async def run_command(shell: Shell, command: str, expected: list[str], *, may_fa
         raise Wrong(f"`{command}` took longer than {COMMAND_TIMEOUT_S:g} s; it printed:\n{shown(seen)}") from None
     if status and not may_fail:
         raise Wrong(f"`{command}` ended with {status}; it printed:\n{shown(seen)}")
-    wanted = [line for line in expected if line != "^C"]
-    if wanted and not matches(seen, wanted):
+    wanted = [line for line in expected if line not in SIGNALS]
+    if wanted and not matches(seen, wanted if "Killed" not in expected else [*wanted, "..."]):
         raise Wrong(f"`{command}` printed:\n{shown(seen)}\nbut the page says:\n{shown(wanted)}")
 
 
@@ -214,13 +218,13 @@ async def until_mark(shell: Shell, seen: list[str]) -> int:
         seen.append(line)
 
 
-async def interrupt(shell: Shell, command: str, expected: list[str], seen: list[str]) -> int:
-    """Run a command in the background, press Ctrl-C once it has printed what stands before it."""
-    before = expected[: expected.index("^C")]
+async def interrupt(shell: Shell, command: str, expected: list[str], seen: list[str], how: str) -> int:
+    """Run a command in the background, send it a signal once it has printed what stands before that."""
+    before = expected[: expected.index(how)]
     await shell.send(f"{command} </dev/null & __p=$!")
     while not (seen and matches(seen, [*before, "..."])):
         seen.append(await shell.line())
-    await shell.send(f"kill -INT $__p; wait $__p; __s=$?; printf '\\n{MARK} %s\\n' $__s; (exit $__s)")
+    await shell.send(f"kill -{SIGNALS[how]} $__p; wait $__p; __s=$?; printf '\\n{MARK} %s\\n' $__s; (exit $__s)")
     return await until_mark(shell, seen)
 
 
