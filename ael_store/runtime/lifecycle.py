@@ -17,6 +17,7 @@ from ael_store._version import __version__
 from ael_store.errors import AelError
 from ael_store.model.event import Emission
 from ael_store.model.records import Resumed, RunRecord
+from ael_store.model.unit import SubscriptionRequest
 from ael_store.model.values import Limits
 from ael_store.runtime.control import ControlServer
 from ael_store.runtime.hooks import hook_job
@@ -160,6 +161,11 @@ class Lifecycle:
         journal.commit.runs.append(self.record)
         run.deliveries.known_types = set(await asyncio.to_thread(run.store.reader.event_types))
         self.host.attach(run)
+        for name in run.manager.take_unregistered():
+            run.bus._carry_out(SubscriptionRequest(name, None, None))
+            record = run.roster.records.get(name)
+            if record is not None:
+                run.deliveries.end_agent(record.id, name, run.started_us)
         for agent in list(run.manager.agents.values()):
             run.add_agent(agent, run.started_us)
         run.roster.absent()

@@ -29,6 +29,7 @@ class AgentManager:
         self._agents: dict[str, AgentBase] = {}
         self._lock = threading.Lock()
         self._host: ManagerHost | None = None
+        self._unregistered: set[str] = set()
 
     @property
     def agents(self) -> dict[str, AgentBase]:
@@ -48,6 +49,7 @@ class AgentManager:
                     "names are unique, pass another one"
                 )
             self._agents[agent.name] = agent
+            self._unregistered.discard(agent.name)
         if self._host is not None:
             self._host.agents_changed()
 
@@ -55,9 +57,17 @@ class AgentManager:
         """Remove an agent; True if it was there. Its `on_shutdown` runs, its subscriptions end, its history stays."""
         with self._lock:
             agent = self._agents.pop(name, None)
+            if agent is not None:
+                self._unregistered.add(name)
         if agent is not None and self._host is not None:
             self._host.agents_changed()
         return agent is not None
+
+    def take_unregistered(self) -> set[str]:
+        """Return the names that were unregistered since the last call: a run that begins ends their subscriptions."""
+        with self._lock:
+            names, self._unregistered = self._unregistered, set()
+        return names
 
     def get_agent(self, name: str) -> AgentBase | None:
         """Return the agent of that name, None where there is none."""

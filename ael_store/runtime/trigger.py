@@ -29,6 +29,8 @@ from ael_store.model.duration import parse_duration
 
 __all__ = ["Alarm", "FireTimes", "parse_trigger"]
 
+EARLIEST_US = 1_704_067_200_000_000
+"""The first of January 2024: a cron line that does not fire after it never will."""
 WEEKDAYS = ("sun", "mon", "tue", "wed", "thu", "fri", "sat", "sun")
 MACROS = {
     "@hourly": "0 * * * *",
@@ -142,7 +144,10 @@ def parse_trigger(text: str, default_zone: str = "UTC", subject: str = "trigger"
         crons = tuple(_Cron(zone, minute, hour, day, month, weekday) for day, weekday in either)
     except (ValueError, TypeError) as error:
         raise InvalidTrigger(f"{subject}: {text!r} is no cron line: {error}") from None
-    return FireTimes(text, None, crons)
+    times = FireTimes(text, None, crons)
+    if times.after(EARLIEST_US) is None:
+        raise InvalidTrigger(f"{subject}: {text!r} never fires: there is no such day")
+    return times
 
 
 def _weekdays(field: str) -> str:

@@ -590,3 +590,17 @@ async def test_history_is_the_last_thousand_and_clearing_it_leaves_the_log(path:
         await until(lambda: [event.type for event in bus.get_event_history()] == ["y"])
 
     assert rows(path, "SELECT count(*) FROM v_events WHERE type = 'x'")[0] >= 1200
+
+
+async def test_unregistering_between_two_runs_ends_cursor_and_callbacks(path: Path) -> None:
+    controller = controller_on(path, agent("a", subscriptions=("x",)))
+    controller.event_bus.subscribe("x", "a", lambda event: None)
+    await controller.run(1)
+    controller.agent_manager.unregister("a")
+    controller.event_bus.emit("x", "test")
+
+    await controller.run(2)
+
+    assert rows(path, "SELECT subscriber FROM v_pending") == []
+    assert rows(path, "SELECT count(*) FROM subscriptions WHERE ended_us IS NULL") == [0]
+    assert controller.event_bus.get_stats()["total_subscribers"] == 0

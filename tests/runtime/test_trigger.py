@@ -125,10 +125,6 @@ def test_macro_is_its_line(macro: str, line: str, zone: str) -> None:
     assert list(islice(fire_times(macro + zone, start), 30)) == list(islice(fire_times(line + zone, start), 30))
 
 
-def test_line_that_never_fires_has_no_fire_time() -> None:
-    assert parse_trigger("0 0 31 2 *").after(0) is None
-
-
 def test_zone_is_that_of_the_line_else_the_default() -> None:
     start_us = to_us(datetime(2026, 7, 1, tzinfo=UTC))
 
@@ -312,3 +308,8 @@ def test_wrong_trigger_is_refused_with_what_was_found(wrong: str, told: str) -> 
     assert isinstance(error.value, ValueError)
     assert str(error.value).startswith("agent 'a': ")
     assert repr(wrong) in str(error.value) or "IANA" in told
+
+
+def test_cron_line_that_never_fires_is_refused() -> None:
+    with pytest.raises(InvalidTrigger, match="never fires"):
+        parse_trigger("0 0 31 2 *")
