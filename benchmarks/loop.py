@@ -46,10 +46,10 @@ class Idler(AgentBase):
 
 @dataclass
 class LoopTimes:
-    """Seconds of each iteration, and what the loop says of its commits (mean, milliseconds)."""
+    """Seconds of each iteration, and what of them was the commit, as the loop says."""
 
     iterations: list[float]
-    commit_ms: float
+    commits: list[float]
 
 
 @dataclass
@@ -67,6 +67,8 @@ def time_loop(
     """Run agents back to back: so many iterations after some to warm up. `idle` ones do nothing."""
     made: list[AgentBase] = [Idler(f"idler_{n}") if idle else Sensor(n) for n in range(agents)]
     controller = _controller(path, made, durability)
+    commits: list[float] = []
+    controller.observe(lambda summary: commits.append(summary.commit_s))
     times = _run(controller, warm_up, iterations)
     if not idle:
         _verify(
@@ -80,8 +82,7 @@ def time_loop(
                 f"v_agents WHERE tick_count = {warm_up + iterations}": agents,
             },
         )
-    stats = controller.get_stats()["this_run"]
-    return LoopTimes(times, stats["mean_commit_ms"])
+    return LoopTimes(times, commits[warm_up:])
 
 
 def time_updates(path: Path, changes: int, iterations: int) -> list[float]:

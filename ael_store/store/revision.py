@@ -176,7 +176,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
 def _set_up_file(connection: sqlite3.Connection) -> None:
     """Set what a file keeps. Page size and auto-vacuum count only before its first table."""
     if connection.execute("PRAGMA page_count").fetchone()[0] == 0:
-        connection.execute("PRAGMA page_size = 4096")
+        connection.execute("PRAGMA page_size = 2048")
         connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     if connection.execute("PRAGMA journal_mode").fetchone()[0] != "wal":
         try:

@@ -40,6 +40,8 @@ DURABILITY = {"full": "FULL", "normal": "NORMAL"}
 BUSY_TIMEOUT_MS = 10_000
 CACHE_KIB = 16_384
 WAL_LIMIT_BYTES = 67_108_864
+CHECKPOINT_PAGES = 2000
+"""How long the log grows before it is moved into the database: 4 MB, as SQLite has it by default."""
 
 
 def database_path(address: str | os.PathLike[str]) -> Path:
@@ -84,6 +86,7 @@ def write_engine(path: Path, durability: str) -> AsyncEngine:
             "cell_size_check = ON",
             f"cache_size = -{CACHE_KIB}",
             f"journal_size_limit = {WAL_LIMIT_BYTES}",
+            f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()

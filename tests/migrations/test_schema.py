@@ -82,7 +82,7 @@ def test_created_database_has_the_first_rows_of_a_migrated_one(created: Path, mi
     assert ask(created, names) == ask(migrated, names) == [("created_by",), ("created_us",), ("instance",)]
 
 
-@pytest.mark.parametrize(("pragma", "value"), [("auto_vacuum", 2), ("journal_mode", "wal"), ("page_size", 4096)])
+@pytest.mark.parametrize(("pragma", "value"), [("auto_vacuum", 2), ("journal_mode", "wal"), ("page_size", 2048)])
 def test_created_and_migrated_files_keep_the_same_settings(
     created: Path, migrated: Path, pragma: str, value: object
 ) -> None:
