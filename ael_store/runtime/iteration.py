@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
     from ael_store.runtime.run import Run
 
 __all__ = ["Due", "collect_outside", "reconcile", "run_iteration", "settle"]
+
+OVERRUN_EVERY_US = 10_000_000
+"""Lost slots are all counted, and warned of no more often than this: an overload must not fill the log."""
 
 EXPIRE_EVERY_US = 3_600_000_000
 """How often the backlog of absent subscribers is looked at."""
@@ -120,7 +124,8 @@ async def run_iteration(run: Run, due: Due) -> None:
         failed=tally.failed,
     )
     run.meter.add(summary)
-    if due.missed:
+    if due.missed and due.now_us >= run.overrun_us:
+        run.overrun_us = due.now_us + OVERRUN_EVERY_US
         log.warning("iteration %d: %d slots of the clock were lost", journal.iteration, due.missed)
     run.show(summary)
 
@@ -131,12 +136,13 @@ async def _while_paused(run: Run) -> None:
     tally = _Tally()
     reconcile(run)
     collect_late(run, tally)
-    for job in collect_outside(run):
-        await run.workbench.run(iter_jobs([job]), lambda job: settle(run, job, tally))
+    jobs = collect_outside(run)
+    if jobs:
+        await run.workbench.run(iter_jobs(jobs), lambda job: settle(run, job, tally))
     await run.commit("command")
 
 
-def iter_jobs(jobs: list[Job]) -> Any:
+def iter_jobs(jobs: list[Job]) -> Callable[[], Job | None]:
     """Return a function that gives one job after another, then None."""
     waiting = deque(jobs)
     return lambda: waiting.popleft() if waiting else None

@@ -102,6 +102,8 @@ class Run:
         self.replies: list[tuple[Future[Any], Any, BaseException | None]] = []
         self.started_us = self.clock.now_us()
         self.last_tick_us: int | None = None
+        self.overrun_us = 0
+        """Lost slots are warned of again from this instant."""
         self.expire_us = 0
         """When the backlog of absent subscribers is looked at next."""
         self._loop = asyncio.get_running_loop()
