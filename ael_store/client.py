@@ -21,6 +21,7 @@ from typing import Any
 
 from ael_store.clock import SystemClock
 from ael_store.errors import DatabaseNotUsable, LoopNotRunning, OwnedElsewhere
+from ael_store.model.event import Emission, Event
 from ael_store.model.records import Commit
 from ael_store.model.state import State
 from ael_store.model.values import DEFAULT_LIMITS, Limits, check_key, decode, encode
@@ -41,19 +42,21 @@ __all__ = ["AsyncClient", "Client", "change", "connect"]
 TRIES = 3
 
 
-def connect(path: str | os.PathLike[str]) -> Client:
+def connect(path: str | os.PathLike[str], *, allow_shared_folder: bool = False) -> Client:
     """Return a client of a database; its attribute `aio` is the same client with async methods.
 
+    With no loop running it writes itself, and refuses a folder that everybody may write unless that is allowed.
     Raises DatabaseNotUsable where there is no such file: only a loop creates a database.
     """
-    return Client(path)
+    return Client(path, allow_shared_folder=allow_shared_folder)
 
 
 class Client:
     """The plain client: each call blocks until it is done. May be used from any thread."""
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, allow_shared_folder: bool = False) -> None:
         self.path: Path = database_path(path)
+        self.allow_shared_folder = allow_shared_folder
         if not self.path.exists():
             raise DatabaseNotUsable(
                 f"{self.path} does not exist; a loop creates it: `ael run`, or AELController(store=…)"
@@ -72,25 +75,28 @@ class Client:
         source: str = "outside",
     ) -> int:
         """Emit an event and return its number; durable on return."""
-        if data is not None:
-            encode(data, f"data of event {type!r}")
+        event = Event(type, source, data, metadata=metadata)
+        Emission.of(event, DEFAULT_LIMITS, now_us=None)  # refuses what JSON would alter on its way
         arguments = {
             "type": type,
             "data": data,
-            "metadata": dict(metadata) if metadata else None,
+            "metadata": event.metadata or None,
             "source": source,
         }
-        return int(change(self.path, "events.emit", arguments))
+        return int(self._change("events.emit", arguments))
 
     def set(self, key: str, value: Any) -> bool:
         """Give a key a value; durable on return. True if that changed anything."""
         check_key(key)
         encode(value, f"state key {key!r}")
-        return bool(change(self.path, "state.set", {"key": key, "value": value}))
+        return bool(self._change("state.set", {"key": key, "value": value}))
 
     def delete(self, key: str) -> bool:
         """Remove a key; durable on return. True if it existed."""
-        return bool(change(self.path, "state.delete", {"key": key}))
+        return bool(self._change("state.delete", {"key": key}))
+
+    def _change(self, command: str, arguments: dict[str, Any]) -> Any:
+        return change(self.path, command, arguments, allow_shared_folder=self.allow_shared_folder)
 
     # -- reading --
 
@@ -158,7 +164,14 @@ class AsyncClient:
         return await asyncio.to_thread(self._client.get_all)
 
 
-def change(path: Path, command: str, arguments: dict[str, Any], limits: Limits = DEFAULT_LIMITS) -> Any:
+def change(
+    path: Path,
+    command: str,
+    arguments: dict[str, Any],
+    limits: Limits = DEFAULT_LIMITS,
+    *,
+    allow_shared_folder: bool = False,
+) -> Any:
     """Carry out a command: through the running loop, or directly under the lock. Durable on return.
 
     Raises what the command was refused with; OwnedElsewhere where a loop runs that takes no commands.
@@ -173,7 +186,7 @@ def change(path: Path, command: str, arguments: dict[str, Any], limits: Limits =
                     raise
                 continue
         try:
-            return _run_directly(path, command, arguments, limits)
+            return _run_directly(Store(path, allow_shared_folder=allow_shared_folder), command, arguments, limits)
         except OwnedElsewhere:
             now = current_holder(path)
             if attempt == TRIES - 1 or now is None or now.socket is None:
@@ -181,20 +194,19 @@ def change(path: Path, command: str, arguments: dict[str, Any], limits: Limits =
     raise AssertionError("unreachable")
 
 
-def _run_directly(path: Path, command: str, arguments: dict[str, Any], limits: Limits) -> Any:
+def _run_directly(store: Store, command: str, arguments: dict[str, Any], limits: Limits) -> Any:
     """Carry out a command in this process; from a running event loop in a thread of its own."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(_directly(path, command, arguments, limits))
+        return asyncio.run(_directly(store, command, arguments, limits))
     from concurrent.futures import ThreadPoolExecutor
 
     with ThreadPoolExecutor(1) as threads:
-        return threads.submit(asyncio.run, _directly(path, command, arguments, limits)).result()
+        return threads.submit(asyncio.run, _directly(store, command, arguments, limits)).result()
 
 
-async def _directly(path: Path, command: str, arguments: dict[str, Any], limits: Limits) -> Any:
-    store = Store(path)
+async def _directly(store: Store, command: str, arguments: dict[str, Any], limits: Limits) -> Any:
     wanted = None if command in ("agents.rename", "agents.forget") else [arguments.get("key", "")]
     resumed = await store.open(f"ael {command}", upgrade_schema=False, create=False, keys=wanted)
     try:
@@ -206,10 +218,11 @@ async def _directly(path: Path, command: str, arguments: dict[str, Any], limits:
             state,
             journal,
             Roster(journal, settings, resumed),
-            Deliveries(journal, settings, resumed.subscriptions),
+            Deliveries(journal, settings, resumed.subscriptions, resumed.requested),
             SystemClock(),
             limits,
             running=False,
+            find_dead_letters=store.reader.dead_letter_records,
             paused=resumed.positions.get(PAUSED) == "true",
         )
         refused: Exception | None = None

@@ -1,7 +1,8 @@
 """Time, ids and randomness: one injectable source, so that a whole system can be simulated from a seed.
 
 `SystemClock` is the real one. `ael_store.testing.VirtualClock` moves only when a test says so.
-Wall time is for people and schedules; order goes by number and durations by the monotonic clock.
+Wall time is for people and schedules; order goes by number and durations by the monotonic clock. A run looks at the
+wall once a round (`HeldClock`), so that a clock that is set never does so in the middle of something.
 """
 
 from __future__ import annotations
@@ -9,11 +10,15 @@ from __future__ import annotations
 import asyncio
 import random
 import secrets
+import sys
 import time
 from datetime import UTC, datetime
 from typing import Protocol
 
-__all__ = ["Bell", "Clock", "SystemClock", "from_us", "iso", "to_us"]
+__all__ = ["Bell", "Clock", "HeldClock", "SystemClock", "from_us", "iso", "to_us"]
+
+SLACK_US = 10_000
+"""By so much a run lets the wall clock be off before it follows."""
 
 
 class Bell:
@@ -90,6 +95,11 @@ class SystemClock:
         def monotonic(self) -> float:
             return time.clock_gettime(time.CLOCK_BOOTTIME)
 
+    elif sys.platform == "darwin":
+
+        def monotonic(self) -> float:
+            return time.clock_gettime(time.CLOCK_MONOTONIC)  # `time.monotonic` stands still while a Mac sleeps
+
     else:
 
         def monotonic(self) -> float:
@@ -100,6 +110,39 @@ class SystemClock:
 
     async def wait(self, bell: Bell, until: float | None) -> None:
         await bell.wait(None if until is None else until - self.monotonic())
+
+
+class HeldClock:
+    """A clock whose wall time runs with the monotonic one, and is compared with the wall only by `look`.
+
+    Instants that a run computes between two looks fit together, so a jump can be added to all of them. If each
+    question went to the wall, a delay computed just after it was set would be moved by the jump once more.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._ahead_us = clock.now_us() - round(clock.monotonic() * 1e6)
+        self.real = clock.real
+        self.monotonic = clock.monotonic
+        self.seed = clock.seed
+        self.wait = clock.wait
+
+    def now_us(self) -> int:
+        """Microseconds since 1970 UTC by the wall clock as it was at the last look, and what has passed since."""
+        return round(self.monotonic() * 1e6) + self._ahead_us
+
+    def look(self) -> int:
+        """Take over the wall clock; returns by how many microseconds it was moved, 0 where that is hardly anything.
+
+        What is hardly anything is not taken over before it adds up: whoever adds the jump to every instant that
+        counts keeps their order exactly.
+        """
+        ahead_us = self._clock.now_us() - round(self.monotonic() * 1e6)
+        jump_us = ahead_us - self._ahead_us
+        if abs(jump_us) < SLACK_US:
+            return 0
+        self._ahead_us = ahead_us
+        return jump_us
 
 
 def from_us(us: int) -> datetime:
@@ -118,4 +161,4 @@ def to_us(when: datetime) -> int:
 
 def iso(us: int) -> str:
     """Return microseconds since 1970 as `2026-01-31T12:00:00.000000Z`, as the views print it."""
-    return from_us(us).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return from_us(us).replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"

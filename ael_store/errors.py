@@ -83,6 +83,10 @@ class AgentNotFound(AelError, LookupError):
     """No agent of that name is registered or known to the database."""
 
 
+class DeadLetterNotFound(AelError, LookupError):
+    """There is no such dead letter, or its subscription has ended, so that it can't be delivered any more."""
+
+
 # -- when something is called -----------------------------------------------------------------------
 
 

@@ -152,6 +152,8 @@ class Settings:
     durability: Literal["full", "normal"] = _choice(
         "full", "What a committed iteration survives: a power cut, or only a killed process", "full", "normal"
     )
+    full_limit: float = _length(300.0, "How long to wait for room when the disk is full; 0 means end at once")
+    allow_shared_folder: bool = _switch(False, "Whether the database may lie in a folder that everybody may write")
     tick_timeout: float = _length(60.0, "How long a hook may run; 0 means no limit")
     slow_after: float = _length(1.0, "After how long a hook goes on in the background", above=True)
     grace: float = _length(10.0, "How long running units may take to finish when the loop stops")
@@ -165,6 +167,12 @@ class Settings:
         Rule("float", unit="days", low=0, high=36_500, above=True),
     )
     delivery_attempts: int = _count(5, "Attempts before a delivery goes to the dead letters")
+    hop_limit: int = _setting(
+        64,
+        "Most handlers of events that lead to an event, one after another, before it goes to the dead letters; "
+        "0 means no limit",
+        Rule("int", low=0),
+    )
     deliveries_per_iteration: int = _count(1000, "Most deliveries in an iteration; the rest waits")
     timezone: str = _setting(
         "UTC", "Time zone of cron lines without one of their own (IANA name)", Rule("str", zone=True)
@@ -185,6 +193,21 @@ class Settings:
     )
     quarantine_after: int = _count(20, "Errors in a row after which an agent is quarantined")
     backoff_after: int = _count(5, "Errors in a row after which an agent backs off")
+    quarantine_after_deaths: int = _setting(
+        3,
+        "Times in a row that the process died while a hook of an agent ran, after which it is quarantined; "
+        "0 means never",
+        Rule("int", low=0),
+    )
+    unclean_starts: int = _setting(
+        5,
+        "Runs begun within a minute and ended without a clean stop, after which the loop starts paused; 0 means never",
+        Rule("int", low=0, high=100),
+    )
+    stall_warn: float = _length(5.0, "After how long a standstill of the event loop is reported; 0 means never")
+    stall_limit: float = _length(
+        120.0, "After how long a standstill of the event loop ends the process (exit code 70); 0 means never"
+    )
 
     def __post_init__(self) -> None:
         for name in RULES:

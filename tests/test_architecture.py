@@ -42,8 +42,14 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
 }
 """Where a library may be imported, in the package and its migrations; an empty tuple is nowhere."""
 
-NEVER_IMPORTED = frozenset(("pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "yaml"))
-NEVER_CALLED = frozenset(("eval", "exec"))
+NEVER_IMPORTED = frozenset(("pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "yaml", "jsonpickle"))
+NEVER_CALLED = frozenset(("eval", "exec", "compile", "__import__"))
+FROM_APSCHEDULER = frozenset(
+    ("apscheduler.schedulers.asyncio", "apscheduler.triggers.base", "apscheduler.triggers.cron")
+)
+"""Not its job stores: they pickle."""
+
+RUNS_SQL = frozenset(("execute", "executemany", "executescript", "exec_driver_sql"))
 NAMES_WITHOUT_A_NOUN = frozenset(("utils", "util", "common", "helpers", "helper", "misc", "core", "base", "manager2"))
 
 
@@ -156,6 +162,30 @@ def test_nothing_calls_eval_or_exec() -> None:
         for path in sources(PACKAGE, "migrations")
         for node in ast.walk(tree(path))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in NEVER_CALLED
+    ]
+
+    assert not found, "\n".join(found)
+
+
+def test_apscheduler_brings_no_job_store() -> None:
+    found = [
+        one
+        for path in sources(PACKAGE, "migrations")
+        for one in imports(path)
+        if one.module.split(".")[0] == "apscheduler" and one.module not in FROM_APSCHEDULER
+    ]
+
+    assert not found, "\n".join(map(str, found))
+
+
+def test_no_sql_is_run_outside_the_store() -> None:
+    """So that keys, payloads and arguments can reach SQL only as parameters of what the store says."""
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno} calls {node.func.attr}"
+        for path in sources(PACKAGE)
+        if not str(path.relative_to(ROOT)).startswith("ael_store/store/")
+        for node in ast.walk(tree(path))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr in RUNS_SQL
     ]
 
     assert not found, "\n".join(found)

@@ -95,7 +95,8 @@ class Call:
         from ael_store.client import change
 
         self.check_revision()
-        return change(self.path, command, arguments, self.limits)
+        shared = self.loaded.settings.allow_shared_folder
+        return change(self.path, command, arguments, self.limits, allow_shared_folder=shared)
 
     def check_revision(self) -> None:
         """Raise SchemaTooOld, SchemaTooNew, NotADatabase or DatabaseNotUsable unless the schema is this program's."""

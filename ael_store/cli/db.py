@@ -1,7 +1,8 @@
-"""`ael db`: the schema's life."""
+"""`ael db`: the life of the schema and of the file."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,7 +10,7 @@ import typer
 from ael_store.cli.agents import confirm
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
-from ael_store.cli.output import colored, note, print_json, say
+from ael_store.cli.output import colored, note, print_json, progress, say, size
 from ael_store.errors import UsageError
 from ael_store.telemetry import printable
 
@@ -30,6 +31,10 @@ def add_to(app: typer.Typer) -> None:
     command(db, "downgrade", values=True)(downgrade)
     command(db, "current")(current)
     command(db, "check")(check)
+    command(db, "verify")(verify)
+    command(db, "backup")(backup)
+    command(db, "restore")(restore)
+    command(db, "recover")(recover)
 
 
 def upgrade(
@@ -113,6 +118,150 @@ def check(call: Call) -> None:
         raise typer.Exit(PROBLEMS)
 
 
+def verify(call: Call) -> None:
+    """Prove that the database holds what was committed."""
+    from ael_store.store.verify import verify
+
+    call.check_exists()
+    report = verify(call.path, tell=progress())
+    if call.json:
+        print_json(
+            {
+                "commits": report.commits,
+                "sealed": report.sealed,
+                "rows": report.rows,
+                "keys": report.keys,
+                "problems": report.problems,
+                "more": report.more,
+            }
+        )
+    else:
+        for problem in report.problems:
+            say(colored(printable(problem), "red"))
+        if report.more:
+            say(f"… and {report.more} more")
+        if not report.problems:
+            older = report.commits - report.sealed
+            say(
+                f"{printable(str(call.path))}: {report.commits} commits, {report.keys} keys and {report.rows} rows are "
+                "what was committed" + (f"; {older} commits are older than digests" if older else "")
+            )
+    if report.problems:
+        raise typer.Exit(DAMAGED)
+
+
+def backup(
+    call: Call,
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new file, or a folder for a file with a dated name.")],
+    force: Annotated[bool, typer.Option("--force", help="Replace the file if it exists.")] = False,
+) -> None:
+    """Make a verified copy, also while a loop runs."""
+    from ael_store.store.backup import make_backup
+
+    call.check_exists()
+    report = make_backup(call.path, out, progress(), force=force)
+    if call.json:
+        print_json(
+            {
+                "path": str(report.path),
+                "bytes": report.bytes,
+                "revision": report.revision,
+                "iteration": report.iteration,
+                "verified": True,
+            }
+        )
+    else:
+        say(f"{printable(str(report.path))}: {size(report.bytes)}, iteration {report.iteration}, verified")
+
+
+def restore(
+    call: Call,
+    backup: Annotated[Path, typer.Argument(metavar="BACKUP", help="A file that `ael db backup` or an upgrade made.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+) -> None:
+    """Put a backup in the place of the database, which is kept."""
+    from ael_store.store.lock import DatabaseLock, current_holder
+    from ael_store.store.restore import restore
+
+    if dry_run:
+        report = restore(call.path, backup, note, dry_run=True)
+        if (holder := current_holder(call.path)) is not None:
+            note(f"{call.path} is owned by {holder}: stop it before you restore")
+    else:
+        with DatabaseLock(call.path).held("ael db restore", LOCK_WAIT_S):
+            report = restore(call.path, backup, note)
+    if call.json:
+        print_json(
+            {
+                "path": str(report.path),
+                "backup": str(report.backup),
+                "iteration": report.now.iteration,
+                "at": report.now.at,
+                "revision": report.now.revision,
+                "iteration_before": None if report.before is None else report.before.iteration,
+                "at_before": None if report.before is None else report.before.at,
+                "kept": None if report.kept is None else str(report.kept),
+                "changed": not dry_run,
+            }
+        )
+        return
+    say(
+        f"{'would restore' if dry_run else 'restored'} {printable(str(report.path))} to iteration "
+        f"{report.now.iteration} ({report.now.at or 'no time'})"
+        + (f", it was at {report.before.iteration} ({report.before.at or 'no time'})" if report.before else "")
+    )
+    if report.kept is not None:
+        say(f"{'would keep' if dry_run else 'kept'} the old file as {printable(str(report.kept))}")
+
+
+def recover(
+    call: Call,
+    damaged: Annotated[Path, typer.Argument(metavar="DAMAGED", help="The damaged file; it is only read.")],
+    to: Annotated[Path, typer.Option("--to", metavar="OUT", help="The new file.")],
+) -> None:
+    """Save what can be read of a damaged database into a new file."""
+    from ael_store.store.recover import recover
+
+    report = recover(damaged, to, progress())
+    if call.json:
+        print_json(
+            {
+                "from": str(report.source),
+                "to": str(report.target),
+                "revision": report.revision,
+                "complete": report.complete,
+                "tables": {
+                    table.name: {
+                        "saved": table.saved,
+                        "dropped": table.dropped,
+                        "unreadable": table.unreadable,
+                        "lost_pages": table.lost_pages,
+                        "missing": table.missing,
+                        "open_ended": table.open_ended,
+                    }
+                    for table in report.tables
+                },
+                "names_lost": report.names,
+                "state": {
+                    "rebuilt": report.state.rebuilt,
+                    "uncertain": report.state.uncertain,
+                    "lost": report.state.lost,
+                },
+                "changes_told": report.told,
+                "deletions_placed": report.placed,
+                "log_is_broken": report.log_is_broken,
+                "unreadable_bytes": report.unreadable_bytes,
+                "unproven": report.unproven,
+                "backup": None if report.backup is None else str(report.backup),
+            }
+        )
+    else:
+        for line in report.lines():
+            say(printable(line))
+    if not report.complete:
+        raise typer.Exit(PROBLEMS)
+
+
 # -- the small things -------------------------------------------------------------------------------
 
 
@@ -120,8 +269,10 @@ def _move(call: Call, verb: str, revision: str, backup: bool) -> None:
     """Upgrade or downgrade under the lock, and say what was done."""
     from ael_store.store import upgrade as schema
     from ael_store.store.lock import DatabaseLock
+    from ael_store.store.place import check_place
 
     call.check_exists()
+    check_place(call.path, allow_shared_folder=call.loaded.settings.allow_shared_folder)
     schema.current_revision(call.path)  # before a lock file is made beside something else
     with DatabaseLock(call.path).held(f"ael db {verb}", LOCK_WAIT_S):
         if verb == "upgrade":

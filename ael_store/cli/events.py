@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ael_store.cli.agents import confirm
 from ael_store.cli.arguments import read_json
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
+from ael_store.cli.dead_letters import dead, redeliver
 from ael_store.cli.output import (
     Column,
     colored,
@@ -25,13 +27,18 @@ from ael_store.cli.output import (
     say,
     when,
 )
-from ael_store.errors import DatabaseNotUsable, UsageError
+from ael_store.errors import AelError, DatabaseNotUsable, UsageError
 from ael_store.telemetry import printable
 
 if TYPE_CHECKING:
     from ael_store.store.reader import Reader
 
 __all__ = ["add_to"]
+
+
+class EventNotFound(AelError, LookupError):
+    """The log has no such event."""
+
 
 POLL_S = 0.2
 PAGE = 1000
@@ -49,6 +56,9 @@ def add_to(app: typer.Typer) -> None:
     command(events, "list")(list_events)
     command(events, "tail")(tail)
     command(events, "emit", values=True)(emit)
+    command(events, "redact")(redact)
+    command(events, "dead")(dead)
+    command(events, "redeliver")(redeliver)
 
 
 def list_events(
@@ -152,6 +162,29 @@ def emit(
         print_json({"id": event_id, "type": type, "source": source})
     else:
         say(f"emitted {printable(type)} as event {event_id} (committed)")
+
+
+def redact(
+    call: Call,
+    event_id: Annotated[int, typer.Argument(metavar="ID", min=1, help="The event.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Blank the data and metadata of an event for good."""
+    with call.reader() as reader:
+        found = reader.events(after=event_id - 1, limit=1)
+        if not found or found[0]["id"] != event_id:
+            raise EventNotFound(f"there is no event {event_id} in {reader.path}")
+    what = f"event {event_id} ({found[0]['type']} from {found[0]['source']})"
+    if not dry_run:
+        confirm(f"Blank {what} for good? Nothing brings it back but a backup.", yes)
+        call.change("events.redact", id=event_id)
+    if call.json:
+        print_json({"id": event_id, "type": found[0]["type"], "changed": not dry_run})
+    elif dry_run:
+        say(f"would blank {printable(what)}")
+    else:
+        say(f"blanked {printable(what)} (committed); backups made before still have it")
 
 
 # -- the small things -------------------------------------------------------------------------------

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Callable
 
 from ael_store.cli.output import ReaderGone, flush
-from ael_store.errors import AelError
+from ael_store.errors import AelError, StorageFailed
 from ael_store.telemetry import printable
 
 __all__ = ["INTERRUPTED", "complain", "finish"]
@@ -49,6 +50,10 @@ def _explain(error: BaseException, debug: bool) -> int:
         case KeyboardInterrupt():
             complain("interrupted")
             return INTERRUPTED
+        case OSError(errno=errno.ENOSPC | errno.EDQUOT | errno.EFBIG | errno.EIO):
+            file = error.filename or "a file"
+            complain(f"{file} can't be written ({error.strerror}): free some space or check the disk")
+            return StorageFailed.exit_code
     again = "" if debug else "; run again with --debug to see where"
     complain(f"internal error: {type(error).__name__}: {error}{again}")
     return 1

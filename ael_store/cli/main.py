@@ -28,7 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     from ael_store.cli.failure import finish
 
-    return finish(lambda: _carry_out(arguments), debug="--debug" in arguments)
+    code = finish(lambda: _carry_out(arguments), debug="--debug" in arguments)
+    return code if argv is not None else _leave(code)
+
+
+def _leave(code: int) -> int:
+    """Return the exit code where nothing keeps the process from ending, else end it; agents may have left threads."""
+    if "ael_store.cli.process" in sys.modules:
+        from ael_store.cli.process import leave
+
+        return leave(code)
+    return code
 
 
 def _carry_out(arguments: list[str]) -> int:

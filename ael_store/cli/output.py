@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -36,6 +37,7 @@ __all__ = [
     "print_json_line",
     "print_json_rows",
     "print_table",
+    "progress",
     "say",
     "size",
     "when",
@@ -80,6 +82,20 @@ def say(text: str) -> None:
 def note(text: str) -> None:
     """Print a message or progress on stderr."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+def progress() -> Callable[[str], None]:
+    """Return what tells of the steps of long work on stderr: nothing in the first second, then a line a second."""
+    last = time.monotonic()
+
+    def tell(line: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= 1.0:
+            last = now
+            note(line)
+
+    return tell
 
 
 def flush() -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ael_store.cli.call import Call
 from ael_store.cli.output import ReaderGone, print_json_line
+from ael_store.cli.process import run_to_end
 from ael_store.errors import StorageFailed, UsageError
 from ael_store.settings import RULES, Settings
 
@@ -36,7 +37,7 @@ log = logging.getLogger("ael_store.run")
 FLAGS = tuple(name for name in RULES if name != "db")
 """Settings that are flags here; `--db` is one of all commands."""
 
-SWITCHES = ("verbose", "quiet")
+SWITCHES = ("verbose", "quiet", "take_over")
 
 GLOBAL = ("--db", "--json", "--debug")
 """Options that may stand before `run`."""
@@ -49,24 +50,28 @@ def run(call: Call, target: str, **options: Any) -> None:
     loaded = call.load(flags, beside=_folder_of(target))
 
     # The largest import comes first: the others then fit into memory that it leaves free.
+    from ael_store.compat import get_event_bus, get_state_context
     from ael_store.runtime.controller import AELController
 
     progress = _start_logging(call, settings := loaded.settings, options)
     with nullcontext() if progress is None else progress.shown():
         controller = AELController(
             _manager(target, loaded.agents),
+            get_event_bus(),  # the process's: what hooks get by this name belongs to the loop
+            state_context=get_state_context(),
             tick_rate=settings.tick_rate,
             strategy=settings.strategy,
             store=settings.db,
             durability=settings.durability,
             max_agents=settings.max_agents,
             settings=settings,
+            take_over=bool(options.get("take_over")),
         )
         if call.json:
             controller.observe(_printer(controller))
         elif progress is not None:
             controller.observe(progress.show)
-        asyncio.run(controller.start() if iterations is None else controller.run(iterations))
+        run_to_end(controller.start() if iterations is None else controller.run(iterations))
 
 
 def _start_logging(call: Call, settings: Settings, options: Mapping[str, Any]) -> Digest | LiveLine | None:
@@ -179,6 +184,7 @@ def add_to(app: typer.Typer) -> None:
             options.append(parameter(name, text, None, typer.Option(f"--{spelt}", metavar=_metavar(name), help=help)))
     options += [
         parameter("quiet", flag, False, typer.Option("--quiet", help="No line of progress.")),
+        parameter("take_over", flag, False, typer.Option("--take-over", help="Take over from a loop that hangs.")),
         parameter("verbose", flag, False, typer.Option("--verbose", help="Tell of idle iterations too.")),
     ]
 
@@ -199,7 +205,9 @@ def read_plain_arguments(arguments: list[str]) -> tuple[Call, str, dict[str, Any
     if "run" not in arguments:
         return None
     texts: dict[str, str] = {}
-    flags: dict[str, tuple[str, bool]] = {f"--{name}": (name, True) for name in ("json", "debug", *SWITCHES)}
+    flags: dict[str, tuple[str, bool]] = {
+        f"--{name.replace('_', '-')}": (name, True) for name in ("json", "debug", *SWITCHES)
+    }
     for name in ("iterations", "db", *FLAGS):
         spelt = name.replace("_", "-")
         if name in RULES and RULES[name].kind == "bool":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import os
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -13,8 +14,9 @@ import typer
 
 from ael_store.cli.call import Call
 from ael_store.cli.command import command
+from ael_store.cli.failure import complain
 from ael_store.cli.output import Column, on_terminal, print_json_rows, print_table, write
-from ael_store.errors import UsageError
+from ael_store.errors import AelError, UsageError
 from ael_store.telemetry import printable
 
 __all__ = ["add_to"]
@@ -42,7 +44,7 @@ def sql(
         raise UsageError(f"--timeout is {timeout:g}; wanted is a number of seconds above 0")
     text = sys.stdin.read() if statement == "-" else statement
     call.check_revision()
-    rows: Iterator[Any] = query(call.path, text, timeout_s=timeout)
+    rows: Iterator[Any] = query(call.path, text, timeout_s=timeout, give_up=_end)
     names = next(rows)
     if call.json:
         keys = _unique(names)
@@ -54,6 +56,12 @@ def sql(
     else:
         columns = [Column(name) for name in names]
         print_table(columns, ([_text(cell) for cell in row] for row in rows))
+
+
+def _end(error: AelError) -> None:
+    """End the process: SQLite is inside something that nothing else ends."""
+    complain(str(error))
+    os._exit(error.exit_code)
 
 
 def _print_csv(cells: list[str]) -> None:

@@ -6,11 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ael_store.cli.agents import confirm
 from ael_store.cli.arguments import nearest, read_json
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
 from ael_store.cli.output import Column, decoded, json_cell, number, pretty, print_json, print_table, say, when
 from ael_store.errors import AelError
+from ael_store.model.event import REDACTED
 from ael_store.model.values import check_key, decode, encode
 from ael_store.telemetry import printable, printable_json
 
@@ -34,6 +36,7 @@ def add_to(app: typer.Typer) -> None:
     command(state, "set", values=True)(set_key)
     command(state, "delete")(delete)
     command(state, "history")(history)
+    command(state, "redact")(redact)
 
 
 def list_keys(
@@ -153,6 +156,34 @@ def history(
             for row in rows
         ),
     )
+
+
+def redact(
+    call: Call,
+    key: Key,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Remove a key and blank every value that it ever had."""
+    check_key(key)
+    with call.reader() as reader:
+        found = reader.rows(
+            "SELECT count(*) AS n FROM v_state_history WHERE key = :key AND new_value <> :blank",
+            key=key,
+            blank=REDACTED,
+        )
+        values = found[0]["n"]
+        if not values and not reader.history(key, 1):
+            raise _missing(reader, key)
+    if not dry_run:
+        confirm(f"Blank {values} values of {key!r} for good? Nothing brings them back but a backup.", yes)
+        call.change("state.redact", key=key)
+    if call.json:
+        print_json({"key": key, "values": values, "changed": not dry_run})
+    elif dry_run:
+        say(f"would blank {values} values of {printable(key)} and remove it from the state")
+    else:
+        say(f"blanked {values} values of {printable(key)} (committed); backups made before still have them")
 
 
 # -- the small things -------------------------------------------------------------------------------

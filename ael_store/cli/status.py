@@ -27,6 +27,8 @@ FACTS = (
     "since",
     "paused",
     "takes_commands",
+    "answers",
+    "waiting_for_room_since",
     "iteration",
     "last_iteration",
     "run",
@@ -42,6 +44,9 @@ FACTS = (
 )
 """What `--json` prints, in this order."""
 
+PATIENCE_S = 2.0
+"""How long a loop may take to say how it is."""
+
 PROBLEM_COLORS = {"failing_agent": "yellow", "lagging_subscriber": "yellow", "overrun": "yellow"}
 
 
@@ -55,6 +60,7 @@ def status(call: Call) -> None:
     with call.reader() as reader:
         facts = {**reader.status(), **_process(call.path), **_sizes(call.path)}
     run = facts["run"]
+    facts |= _health(call.path)
     facts["status"] = _status(facts, run)
     if call.json:
         print_json({name: facts[name] for name in FACTS})
@@ -78,6 +84,23 @@ def _process(path: Path) -> dict[str, Any]:
     }
 
 
+def _health(path: Path) -> dict[str, Any]:
+    """Return what a loop says of itself; `answers` is None where there is no loop to ask."""
+    from ael_store.store.lock import LOOP, current_holder
+
+    holder = current_holder(path)
+    if holder is None or holder.what != LOOP or holder.socket is None:
+        return {"answers": None, "waiting_for_room_since": None}
+    from ael_store.errors import AelError
+    from ael_store.runtime.control import HEALTH, ask
+
+    try:
+        health = ask(holder.socket, HEALTH, {}, PATIENCE_S)
+    except AelError:
+        return {"answers": False, "waiting_for_room_since": None}
+    return {"answers": True, "waiting_for_room_since": health.get("waiting_for_room_since")}
+
+
 def _sizes(path: Path) -> dict[str, int]:
     def size_of(suffix: str) -> int:
         try:
@@ -89,10 +112,12 @@ def _sizes(path: Path) -> dict[str, int]:
 
 
 def _status(facts: dict[str, Any], run: dict[str, Any] | None) -> str:
-    """Return one word: running, paused, starting, stopped, crashed, or new where there was no run yet."""
+    """Return one word: running, paused, waiting (for room on the disk), starting, stopped, crashed, or new."""
     if facts["running"]:
         if run is None or run["pid"] != facts["pid"] or run["status"] != "running":
             return "starting"
+        if facts["waiting_for_room_since"] is not None:
+            return "waiting"
         return "paused" if facts["paused"] else "running"
     if run is None:
         return "new"
@@ -132,6 +157,10 @@ def _loop(facts: dict[str, Any], run: dict[str, Any] | None) -> str:
         color = "green" if word == "running" else "yellow"
         more = "" if facts["takes_commands"] else ", takes no commands"
         hint = "; `ael resume` lets it go on" if word == "paused" else ""
+        if facts["answers"] is False:
+            more, color = ", does not answer: `ael run` takes over with --take-over", "red"
+        if word == "waiting":
+            word, hint = f"waiting for room since {_time(facts['waiting_for_room_since'])}", "; free some space"
         return f"{colored(word, color)}, pid {facts['pid']} since {_time(facts['since'])}{more}{hint}"
     if run is None:
         return "not running; there was no run yet"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from datetime import datetime, timedelta
 
 from ael_store.clock import to_us
 from ael_store.errors import InvalidValue, InvalidValueType
+from ael_store.model.values import shown
 
 __all__ = ["due_us", "parse_duration"]
 
@@ -42,7 +44,7 @@ def parse_duration(text: str) -> float:
         total += float(found[1]) * UNITS[found[2]]
         position = found.end()
     if position == 0 or text[position:].strip():
-        raise InvalidValue(f"{text!r} is no length of time; write 30s, 5m, 1h 30m, 2 days")
+        raise InvalidValue(f"{shown(text)} is no length of time; write 30s, 5m, 1h 30m, 2 days")
     return total
 
 
@@ -57,9 +59,9 @@ def due_us(after: float | int | str | timedelta | datetime, now_us: int) -> int:
     elif isinstance(after, str):
         seconds = parse_duration(after)
     elif isinstance(after, int | float):
-        seconds = float(after)
+        seconds = float(after) if abs(after) < 1e300 else math.inf
     else:
-        raise InvalidValueType(f"after={after!r} is no length of time; pass seconds, '30m' or a time")
+        raise InvalidValueType(f"after={shown(after)} is no length of time; pass seconds, '30m' or a time")
     if not 0 <= seconds < 1e10:
-        raise InvalidValue(f"after={after!r} lies in the past or is no finite number of seconds")
+        raise InvalidValue(f"after={shown(after)} lies in the past, or further away than 300 years")
     return now_us + round(seconds * 1_000_000)

@@ -14,9 +14,13 @@ from typing import Any
 
 from ael_store.clock import from_us, to_us
 from ael_store.errors import InvalidValue, InvalidValueType
-from ael_store.model.values import DEFAULT_LIMITS, Limits, decode, encode
+from ael_store.model.values import DEFAULT_LIMITS, Limits, decode, encode, shown, type_name
 
 __all__ = ["Emission", "Event", "EventRecord", "check_name", "compile_patterns", "glob_of"]
+
+
+REDACTED = '"(redacted)"'
+"""What stands where a value was, as JSON text."""
 
 
 class Event:
@@ -44,7 +48,9 @@ class Event:
         self._data = data
         self._timestamp = timestamp if timestamp is not None else datetime.now(UTC)
         if metadata is not None and not isinstance(metadata, Mapping):
-            raise InvalidValueType(f"metadata of event {type!r} is {metadata!r}, wanted is a mapping")
+            raise InvalidValueType(
+                f"metadata of event {shown(type)} is {shown(metadata)} ({type_name(metadata)}), wanted is a mapping"
+            )
         self._metadata: dict[str, Any] | None = dict(metadata or {})
 
     @classmethod
@@ -138,11 +144,16 @@ class EventRecord:
     timestamp_us: int
     tick_id: int
     iteration: int
+    hops: int | None = None
+    """How many handlers of events led to it, one after another; None for none."""
 
 
 @dataclass(slots=True)
 class Emission:
-    """An event that a unit wants to emit, checked and encoded; `due_us` where it is to happen later."""
+    """An event that a unit wants to emit, checked and encoded; `due_us` where it is to happen later.
+
+    `is_counted` where that is after a length of time, which passes whatever the wall clock says.
+    """
 
     type: str
     source: str
@@ -151,13 +162,20 @@ class Emission:
     timestamp_us: int | None
     due_us: int | None
     event: Event
+    is_counted: bool = False
 
     @classmethod
     def of(
-        cls, event: Event, limits: Limits = DEFAULT_LIMITS, *, now_us: int | None, due_us: int | None = None
+        cls,
+        event: Event,
+        limits: Limits = DEFAULT_LIMITS,
+        *,
+        now_us: int | None,
+        due_us: int | None = None,
+        is_counted: bool = False,
     ) -> Emission:
         """Check and encode an event; with `now_us` the event happens at the `now` of its unit."""
-        what = f"event {event.type!r}" if type(event.type) is str else "event"
+        what = f"event {shown(event.type)}" if type(event.type) is str else "event"
         check_name(event.type, "an event type", wildcards=False)
         check_name(event.source, f"the source of {what}")
         data = None if event.data is None else encode(event.data, f"data of {what}", limits, limits.event_bytes)
@@ -171,13 +189,13 @@ class Emission:
             timestamp_us = to_us(event.timestamp)
         else:
             event._timestamp = from_us(now_us)
-        return cls(event.type, event.source, data, metadata, timestamp_us, due_us, event)
+        return cls(event.type, event.source, data, metadata, timestamp_us, due_us, event, is_counted)
 
 
 def check_name(name: Any, what: str, *, wildcards: bool = True) -> str:
     """Return a name that can stand in the log; raises InvalidValue or InvalidValueType."""
     if type(name) is not str:
-        raise InvalidValueType(f"{what} is {name!r} ({type(name).__name__}), not str")
+        raise InvalidValueType(f"{what} is {shown(name)} ({type_name(name)}), not str")
     if not name or not name.isprintable() or len(name) > 200:
         raise InvalidValue(f"{what} is {name[:60]!r}: wanted are 1 to 200 printable characters")
     if not wildcards and "*" in name:

@@ -1,6 +1,7 @@
 """What the database keeps, as plain values: the store loads them at start, the loop changes them, a commit writes them.
 
-The fields of a record are the columns of its table, in the same order; a test compares them.
+The fields of a record are the columns of its table, in the same order, but for its digest, which the writer adds;
+a test compares them.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from ael_store.model.state import Cell, Change
 __all__ = [
     "AgentRecord",
     "AgentStats",
+    "AgentTotals",
     "CommandRecord",
     "Commit",
     "DeadLetterRecord",
     "DelayedRecord",
     "IterationRecord",
     "Move",
+    "Redaction",
     "Resumed",
     "RunRecord",
     "ScheduleRecord",
@@ -112,6 +115,7 @@ class AgentRecord:
     last_error: str | None
     last_error_us: int | None
     created_us: int
+    deaths: int
 
 
 @dataclass(slots=True)
@@ -134,6 +138,17 @@ class AgentStats:
         self.measured += 1
         self.total_us += duration_us
         self.max_us = max(self.max_us, duration_us)
+
+
+@dataclass(slots=True)
+class AgentTotals:
+    """What an agent's units counted whose rows are gone or do not count any more, as in table `agent_totals`."""
+
+    agent_id: int
+    tick_id: int
+    ticks: int
+    errors: int
+    events: int
 
 
 @dataclass(slots=True)
@@ -166,6 +181,7 @@ class DeadLetterRecord:
     tick_id: int
     failed_us: int
     redelivered_us: int | None
+    requested_us: int | None
 
 
 @dataclass(slots=True)
@@ -180,6 +196,7 @@ class DelayedRecord:
     metadata: str | None
     tick_id: int
     event_id: int | None
+    hops: int | None
 
 
 @dataclass(slots=True)
@@ -205,6 +222,13 @@ class CommandRecord:
     error: str | None
 
 
+class Redaction(NamedTuple):
+    """What to blank wherever it stands: every value of a state key, or one event."""
+
+    key: str | None
+    event_id: int | None
+
+
 class Move(NamedTuple):
     """A move that no tick row tells, as in table `moves` without its number and commit."""
 
@@ -218,7 +242,7 @@ class Commit:
     """Everything that one transaction writes. `Store.commit()` is the only writer.
 
     `id`s of all rows are assigned already. `changes` are in order; the state that they lead to is the newest
-    cell of each key. `patterns` says which subscriptions are new, so that their patterns are written too.
+    cell of each key. `patterns` says which subscriptions are new or have other patterns, so that these are written.
     """
 
     kind: str
@@ -227,6 +251,8 @@ class Commit:
     iteration: int
     run_id: int | None
     at_us: int
+    tick_id: int = 0
+    """The last unit up to now; the units of this commit are those after the commit before."""
     iterations: list[IterationRecord] = field(default_factory=list)
     ticks: list[TickRow] = field(default_factory=list)
     errors: list[TickError] = field(default_factory=list)
@@ -237,7 +263,7 @@ class Commit:
     stats: dict[int, AgentStats] = field(default_factory=dict)
     subscriptions: dict[int, SubscriptionRecord] = field(default_factory=dict)
     patterns: list[SubscriptionRecord] = field(default_factory=list)
-    dead_letters: list[DeadLetterRecord] = field(default_factory=list)
+    dead_letters: dict[int, DeadLetterRecord] = field(default_factory=dict)
     delayed: dict[int, DelayedRecord] = field(default_factory=dict)
     schedules: dict[int, ScheduleRecord] = field(default_factory=dict)
     positions: dict[str, str] = field(default_factory=dict)
@@ -245,6 +271,13 @@ class Commit:
     commands: list[CommandRecord] = field(default_factory=list)
     forgotten: list[int] = field(default_factory=list)
     """Agents whose statistics end."""
+    totals: list[AgentTotals] = field(default_factory=list)
+    redactions: list[Redaction] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        """About how many rows it writes."""
+        return 2 * len(self.changes) + len(self.events) + len(self.ticks) + len(self.stats) + len(self.iterations) + 1
 
     @property
     def idle(self) -> bool:
@@ -260,6 +293,7 @@ class Commit:
             or self.delayed
             or self.moves
             or self.commands
+            or self.redactions
         )
 
 
@@ -272,6 +306,8 @@ class Resumed:
     stats: dict[int, AgentStats]
     subscriptions: list[SubscriptionRecord]
     delayed: list[DelayedRecord]
+    requested: list[DeadLetterRecord]
+    """Dead letters that are to be delivered again."""
     schedules: dict[int, ScheduleRecord]
     positions: dict[str, str]
     last_run: RunRecord | None
@@ -289,3 +325,5 @@ class Resumed:
     delayed_id: int
     dead_letter_id: int
     command_id: int
+    recent_runs: list[RunRecord] = field(default_factory=list)
+    """The newest runs, newest first, `last_run` among them."""

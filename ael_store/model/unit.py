@@ -57,6 +57,7 @@ class Unit:
         "duration_us",
         "emissions",
         "failure",
+        "hops",
         "increments",
         "iteration",
         "kind",
@@ -85,6 +86,7 @@ class Unit:
         cause: Event | None = None,
         limits: Limits = DEFAULT_LIMITS,
         resumed: bool = False,
+        hops: int | None = None,
     ) -> None:
         self.kind: Kind = kind
         self.subject = subject
@@ -95,6 +97,8 @@ class Unit:
         self.cause = cause
         self.limits = limits
         self.resumed = resumed
+        self.hops = hops
+        """How many handlers of events led to what it emits, this one included; None for none."""
         self.shadow: Shadow | None = None
         self.seen_change_id = state.change_id
         self.writes: dict[str, str | None] = {}

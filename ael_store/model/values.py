@@ -15,10 +15,12 @@ import orjson
 
 from ael_store.errors import InvalidKey, InvalidValue, InvalidValueType
 
-__all__ = ["DEFAULT_LIMITS", "Limits", "check_key", "decode", "encode", "same"]
+__all__ = ["DEFAULT_LIMITS", "Limits", "check_key", "decode", "encode", "same", "shown", "type_name"]
 
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 _SCALARS = frozenset((bool, type(None)))
+EXACTLY = orjson.OPT_PASSTHROUGH_DATACLASS | orjson.OPT_PASSTHROUGH_DATETIME | orjson.OPT_PASSTHROUGH_SUBCLASS
+"""No help from the encoder, should another thread put something else in while the value is checked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +54,7 @@ def encode(value: Any, what: str, limits: Limits = DEFAULT_LIMITS, max_bytes: in
             raise InvalidValue(f"{what}: {value} is not a finite number; JSON has no such value")
     elif kind not in _SCALARS:
         _check(value, what, "", limits.depth)
-    raw = orjson.dumps(value)
+    raw = orjson.dumps(value, option=EXACTLY)
     bound = limits.value_bytes if max_bytes is None else max_bytes
     if len(raw) > bound:
         raise InvalidValue(f"{what}: {len(raw)} bytes of JSON, the limit is {bound}; store a reference instead")
@@ -77,11 +79,11 @@ def same(one: str, other: str) -> bool:
 def check_key(key: Any, limits: Limits = DEFAULT_LIMITS) -> str:
     """Return the key if it can name a value; raises InvalidKey or InvalidValueType."""
     if type(key) is not str:
-        raise InvalidValueType(f"state key {key!r} is {_name(key)}, not str")
+        raise InvalidValueType(f"state key {shown(key)} is {type_name(key)}, not str")
     if not key:
         raise InvalidKey("a state key can't be empty")
     if "\0" in key or not key.isprintable():
-        raise InvalidKey(f"state key {key!r} holds characters that can't be printed")
+        raise InvalidKey(f"state key {shown(key)} holds characters that can't be printed")
     size = len(key) if key.isascii() else len(key.encode())
     if size > limits.key_bytes:
         raise InvalidKey(f"state key {key[:40]!r}…: {size} bytes, the limit is {limits.key_bytes}")
@@ -95,18 +97,20 @@ def _check(value: Any, what: str, path: str, depth: int) -> None:
     if kind is dict:
         for key, item in value.items():
             if type(key) is not str:
-                raise InvalidValueType(f"{what}: the key {key!r} at {path or 'the top'} is {_name(key)}, not str")
+                raise InvalidValueType(
+                    f"{what}: the key {shown(key)} at {path[:200] or 'the top'} is {type_name(key)}, not str"
+                )
             if not key.isascii() or "\0" in key:
-                _check_str(key, what, f"{path}[{key!r}]")
+                _check_str(key, what, f"{path}[{shown(key)}]")
             inner = type(item)
             if inner is str:
                 if not item.isascii() or "\0" in item:
-                    _check_str(item, what, f"{path}[{key!r}]")
+                    _check_str(item, what, f"{path}[{shown(key)}]")
             elif inner is int:
                 if not INT_MIN <= item <= INT_MAX:
-                    raise InvalidValue(f"{what}: the integer at {path}[{key!r}] does not fit in 64 bits")
+                    raise InvalidValue(f"{what}: the integer at {path}[{shown(key)}] does not fit in 64 bits")
             elif inner not in _SCALARS:
-                _check(item, what, f"{path}[{key!r}]", depth - 1)
+                _check(item, what, f"{path}[{shown(key)}]", depth - 1)
     elif kind is list:
         for index, item in enumerate(value):
             if type(item) not in _SCALARS:
@@ -121,7 +125,7 @@ def _check(value: Any, what: str, path: str, depth: int) -> None:
             raise InvalidValue(f"{what}: {value} at {path} is not a finite number; JSON has no such value")
     elif kind not in _SCALARS:
         raise InvalidValueType(
-            f"{what}: the value{' at ' + path if path else ''} is {_name(value)}; "
+            f"{what}: the value{' at ' + path if path else ''} is {type_name(value)}; "
             f"accepted are None, bool, int, float, str, list and dict with str keys{_hint(value)}"
         )
 
@@ -139,9 +143,26 @@ def _check_str(value: str, what: str, path: str) -> None:
             ) from None
 
 
-def _name(value: Any) -> str:
+LONGEST_SHOWN = 120
+
+
+def shown(value: Any) -> str:
+    """Return what a message shows of anything: its `repr`, cut; whatever that does, this returns a text."""
+    try:
+        text = repr(value if type(value) is not str else value[: LONGEST_SHOWN + 1])
+    except Exception as error:  # code of the value, or an integer of more digits than Python prints
+        return f"(what can't be shown: {type(error).__name__})"
+    if type(text) is not str:
+        text = str.__str__(text)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}…"
+
+
+def type_name(value: Any) -> str:
+    """Return the name of a value's type, with its module unless it is built in."""
     kind = type(value)
-    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    name = type.__dict__["__qualname__"].__get__(kind)  # as it is, whatever the metaclass says
+    module = type.__dict__["__module__"].__get__(kind)
+    return str(name) if module == "builtins" else f"{module}.{name}"
 
 
 def _hint(value: Any) -> str:
@@ -156,5 +177,5 @@ def _hint(value: Any) -> str:
         "UUID": "str(value)",
         "Secret": "nothing: secrets are not stored",
     }
-    hint = hints.get(type(value).__name__)
+    hint = hints.get(type.__dict__["__name__"].__get__(type(value)))
     return f"; use {hint}" if hint else ""

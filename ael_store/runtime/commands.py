@@ -6,13 +6,15 @@ the same desk: a state, a journal, a roster, the cursors.
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ael_store.clock import Clock
-from ael_store.errors import AelError, LoopNotRunning, UsageError
-from ael_store.model.event import Emission, Event
+from ael_store.errors import AelError, DeadLetterNotFound, LoopNotRunning, UsageError
+from ael_store.model.event import REDACTED, Emission, Event
+from ael_store.model.records import AgentTotals, DeadLetterRecord, Redaction
 from ael_store.model.state import State
 from ael_store.model.unit import Unit
 from ael_store.model.values import Limits, check_key, encode
@@ -22,10 +24,22 @@ from ael_store.runtime.journal import Journal
 from ael_store.runtime.outside import Request
 from ael_store.runtime.roster import Roster
 
-__all__ = ["COMMANDS", "PAUSED", "Desk", "carry_out"]
+if TYPE_CHECKING:
+    from ael_store.runtime.scheduler import Scheduler
+
+__all__ = ["COMMANDS", "PAUSED", "PAUSED_BECAUSE", "PAUSED_SINCE", "Desk", "carry_out"]
 
 PAUSED = "paused"
-"""Name of the row in `positions` that says whether an operator has paused the loop."""
+"""Name of the row in `positions` that says whether the loop is paused."""
+
+PAUSED_BECAUSE = "paused_because"
+"""Name of the row that says why the loop has paused itself, a text; null where it has not."""
+
+PAUSED_SINCE = "paused_since"
+"""Name of the row that says when that was, in microseconds since 1970."""
+
+MOST_REDELIVERIES = 10_000
+"""How many dead letters one command takes up; they wait in memory until they are delivered."""
 
 
 @dataclass(slots=True)
@@ -40,6 +54,9 @@ class Desk:
     limits: Limits
     running: bool
     """True in a loop, False in a command that holds the lock itself."""
+    scheduler: Scheduler | None = None
+    find_dead_letters: Callable[..., list[tuple[DeadLetterRecord, str, bool]]] = lambda **_: []
+    """Looks open dead letters up: `Reader.dead_letter_records`."""
     paused: bool = False
     steps: int = 0
     """Iterations to run while paused."""
@@ -108,6 +125,23 @@ def _delete(desk: Desk, key: str) -> bool:
     return existed
 
 
+def _redact_key(desk: Desk, key: str) -> bool:
+    unit = desk.unit()
+    existed = unit.read(_key(desk, key)) is not None
+    unit.write(key, None)
+    desk.apply(unit)
+    desk.journal.commit.redactions.append(Redaction(key, None))
+    return existed
+
+
+def _redact_event(desk: Desk, id: int) -> int:
+    if type(id) is not int or not 1 <= id <= desk.journal.event_id:
+        raise UsageError(f"there is no event {id!r}; the newest is {desk.journal.event_id}")
+    desk.deliveries.redact(id, REDACTED)
+    desk.journal.commit.redactions.append(Redaction(None, id))
+    return id
+
+
 def _emit(
     desk: Desk, type: str, data: Any = None, metadata: dict[str, Any] | None = None, source: str = "outside"
 ) -> int | None:
@@ -116,6 +150,52 @@ def _emit(
     unit.emit(Emission.of(event, desk.limits, now_us=unit.now_us))
     desk.apply(unit)
     return event.id
+
+
+def _redeliver(
+    desk: Desk,
+    event_id: int | None = None,
+    subscriber: str | None = None,
+    type: str | None = None,
+    all: bool = False,
+) -> dict[str, Any]:
+    if (event_id is None) == (not all):
+        raise UsageError("name the event of a dead letter, or say all of them; `ael events dead` lists them")
+    if event_id is not None and builtins.type(event_id) is not int:
+        raise UsageError(f"event_id is {event_id!r}, wanted is the number of an event")
+    found = desk.find_dead_letters(
+        event_id=event_id, subscriber=subscriber, type=type, limit=MOST_REDELIVERIES + (event_id is None)
+    )
+    live = [record for record, _, ended in found if not ended]
+    if event_id is not None and not live:
+        raise DeadLetterNotFound(_no_dead_letter(event_id, subscriber, [name for _, name, _ in found]))
+    more = len(live) > MOST_REDELIVERIES
+    marked, already = desk.deliveries.redeliveries.request(live[:MOST_REDELIVERIES], desk.clock.now_us())
+    waiting: dict[str, str] = {}
+    for number in {record.subscription_id for record in marked} if desk.running else ():
+        subscription = desk.deliveries.subscriptions[number]
+        reason = subscription.away()
+        if reason is not None:
+            waiting[subscription.record.subscriber] = reason
+    return {
+        "requested": len(marked),
+        "already": already,
+        "more": more,
+        "running": desk.running,
+        "paused": desk.paused,
+        "waiting": dict(sorted(waiting.items())),
+    }
+
+
+def _no_dead_letter(event_id: int, subscriber: str | None, ended: list[str]) -> str:
+    if ended:
+        names = ", ".join(repr(name) for name in sorted(set(ended)))
+        return (
+            f"event {event_id} can't be delivered again: the subscription of {names} has ended "
+            "(unsubscribed, unregistered or forgotten)"
+        )
+    whose = "" if subscriber is None else f" of {subscriber!r}"
+    return f"event {event_id} is no dead letter{whose}; `ael events dead` lists those that there are"
 
 
 def _enable(desk: Desk, name: str) -> bool:
@@ -132,13 +212,13 @@ def _disable(desk: Desk, name: str) -> bool:
 
 def _release(desk: Desk, name: str) -> bool:
     record = desk.roster.known(name)
-    changed = record.quarantined_us is not None or record.retry_us is not None
+    changed = record.quarantined_us is not None or record.retry_us is not None or record.deaths > 0
     desk.roster.release(name)
     return changed
 
 
 def _rename(desk: Desk, name: str, new_name: str) -> bool:
-    record = desk.roster.known(name)
+    desk.roster.known(name)
     if name in desk.roster.slots:
         raise UsageError(
             f"agent {name!r} is registered in the running loop: rename it in the code, add aliases = ({name!r},), "
@@ -148,11 +228,10 @@ def _rename(desk: Desk, name: str, new_name: str) -> bool:
         raise UsageError(f"agent {new_name!r} is known already: forget it first, or choose another name")
     if not new_name or "/" in new_name or new_name.startswith("(") or not new_name.isprintable():
         raise UsageError(f"{new_name!r} can't be the name of an agent")
-    del desk.roster.records[name]
-    desk.roster.records[new_name] = record
-    record.name = new_name
-    desk.journal.changed(record)
+    desk.roster.rename(name, new_name)
     desk.journal.move("flag", new_name, {"renamed_from": name})
+    if desk.scheduler is not None:
+        desk.scheduler.forget(name)
     desk.deliveries.rename(name, new_name)
     move_own_keys(desk, name, new_name)
     return True
@@ -179,13 +258,15 @@ def _forget(desk: Desk, name: str) -> bool:
         unit.write(key, None)
     desk.apply(unit)
     record.registered, record.operator_enabled, record.enabled = 0, None, 1
-    record.failures, record.retry_us, record.quarantined_us = 0, None, None
+    record.failures, record.deaths, record.retry_us, record.quarantined_us = 0, 0, None, None
     record.metadata, record.last_error, record.last_error_us = "{}", None, None
     desk.journal.changed(record)
     desk.journal.commit.stats.pop(record.id, None)
     desk.journal.commit.forgotten.append(record.id)
-    desk.roster.stats.pop(record.id, None)
-    del desk.roster.records[name]
+    desk.journal.commit.totals.append(AgentTotals(record.id, desk.journal.tick_id, 0, 0, 0))
+    desk.roster.forget(name)
+    if desk.scheduler is not None:
+        desk.scheduler.forget(name)
     desk.journal.move("flag", name, {"forgotten": True})
     return True
 
@@ -202,6 +283,7 @@ def _resume(desk: Desk) -> bool:
     changed = desk.paused
     desk.paused = False
     desk.journal.commit.positions[PAUSED] = "false"
+    desk.journal.commit.positions[PAUSED_BECAUSE] = "null"
     desk.journal.move("flag", "loop", {"paused": False})
     return changed
 
@@ -220,7 +302,10 @@ def _step(desk: Desk, iterations: int = 1) -> int:
 COMMANDS: dict[str, Callable[..., Any]] = {
     "state.set": _set,
     "state.delete": _delete,
+    "state.redact": _redact_key,
     "events.emit": _emit,
+    "events.redact": _redact_event,
+    "events.redeliver": _redeliver,
     "agents.enable": _enable,
     "agents.disable": _disable,
     "agents.release": _release,

@@ -26,7 +26,7 @@ from ael_store.model.duration import due_us
 from ael_store.model.event import Emission, Event
 from ael_store.model.state import State
 from ael_store.model.unit import Unit
-from ael_store.model.values import DEFAULT_LIMITS, Limits, check_key, decode, encode, same
+from ael_store.model.values import DEFAULT_LIMITS, Limits, check_key, decode, encode, same, shown, type_name
 from ael_store.runtime.current import current_unit
 
 __all__ = ["VIRTUAL_KEYS", "ContextHost", "StateContext"]
@@ -331,8 +331,9 @@ class StateContext:
         full = self._writable(key)
         if type(by) not in (int, float):
             raise InvalidValueType(
-                f"state key {full!r}: increment by {by!r} ({type(by).__name__}), wanted is int or float"
+                f"state key {full!r}: increment by {shown(by)} ({type_name(by)}), wanted is int or float"
             )
+        encode(by, f"increment of state key {full!r}", self._limits)
 
         def action(unit: Unit) -> Any:
             found = unit.read(full)
@@ -390,7 +391,13 @@ class StateContext:
         now_us = self._view().now_us  # outside hooks the loop's clock
         event = Event(type, source, data, from_us(now_us), metadata)
         due = None if after is None else due_us(after, now_us)
-        emission = Emission.of(event, self._limits, now_us=None if unit is None else now_us, due_us=due)
+        emission = Emission.of(
+            event,
+            self._limits,
+            now_us=None if unit is None else now_us,
+            due_us=due,
+            is_counted=not isinstance(after, datetime),
+        )
         self._do("events.emit", lambda unit: unit.emit(emission))
         return event
 

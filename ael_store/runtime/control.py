@@ -2,35 +2,45 @@
 
 A line of JSON in, a line of JSON out: `{"command": "state.set", "arguments": {…}}` is answered, once the change is
 committed, by `{"ok": true, "result": …}` or `{"ok": false, "error": …, "type": …}`. The socket has mode 0600 and
-stands beside the database; who asks is taken from the kernel, not from the request.
+stands beside the database; who asks is taken from the kernel, not from the request. One command needs no commit:
+`loop.health` is answered at once, so that whoever gets no answer knows that the loop hangs.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import pwd
 import socket
 import struct
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
 
 from ael_store import errors
-from ael_store.errors import AelError, LoopNotRunning
+from ael_store.errors import AelError, LoopNotRunning, OwnedElsewhere
+from ael_store.store.lock import Holder, current_holder
 
 if TYPE_CHECKING:
     from ael_store.runtime.host import Host
 
-__all__ = ["ControlServer", "actor", "ask"]
+__all__ = ["HEALTH", "ControlServer", "actor", "ask", "refuse_if_it_answers"]
+
+HEALTH = "loop.health"
 
 LONGEST_PATH = 100
-LONGEST_LINE = 64 * 1024 * 1024
+FRAME_S = 30.0
+"""How long a connection may take to send a whole line."""
+MOST_CONNECTIONS = 100
 ANSWER_TIMEOUT_S = 60.0
+HANG_PATIENCE_S = 2.0
+"""How long an owner that is to be overtaken may take to answer."""
 
 log = logging.getLogger("ael_store.control")
 
@@ -43,6 +53,7 @@ class ControlServer:
         self._database = database
         self._server: asyncio.Server | None = None
         self._path: Path | None = None
+        self._inode: int | None = None
         self._folder: Path | None = None
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -56,14 +67,21 @@ class ControlServer:
             path.unlink(missing_ok=True)
             before = os.umask(0o177)
             try:
-                self._server = await asyncio.start_unix_server(self._serve, str(path), limit=LONGEST_LINE)
+                self._server = await asyncio.start_unix_server(self._serve, str(path), limit=self._longest_line())
             finally:
                 os.umask(before)
         except OSError as error:
             log.warning("no socket for commands at %s (%s): `ael` can only read while the loop runs", path, error)
             return None
         self._path = path
+        with contextlib.suppress(OSError):
+            self._inode = path.lstat().st_ino
         return str(path)
+
+    def _longest_line(self) -> int:
+        """Return how much one line may hold: the largest value, each byte of it escaped, and the rest."""
+        limits = self.host.outside.limits
+        return 6 * max(limits.value_bytes, 2 * limits.event_bytes) + 6 * limits.key_bytes + 65_536
 
     async def stop(self) -> None:
         """Close the socket; a command that waits gets its answer first."""
@@ -74,7 +92,9 @@ class ControlServer:
                 for task in self._connections:
                     task.cancel()
         if self._path is not None:
-            self._path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                if self._path.lstat().st_ino == self._inode:  # else it is that of an owner that has taken over
+                    self._path.unlink()
         if self._folder is not None:
             with contextlib.suppress(OSError):
                 self._folder.rmdir()
@@ -84,11 +104,16 @@ class ControlServer:
         assert task is not None
         self._connections.add(task)
         try:
+            if len(self._connections) > MOST_CONNECTIONS:
+                await _send(writer, _refused(f"{MOST_CONNECTIONS} others are connected already; try again"))
+                return
             who = _peer(writer.get_extra_info("socket"))
-            while line := await reader.readline():
-                writer.write(orjson.dumps(await self._answer(line, who)) + b"\n")
-                await writer.drain()
-        except (ConnectionError, ValueError, asyncio.CancelledError):
+            while line := await _line(reader):
+                await _send(writer, await self._answer(line, who))
+        except ValueError:
+            with contextlib.suppress(OSError, TimeoutError):
+                await _send(writer, _refused("the command is longer than any value may be"))
+        except (OSError, TimeoutError, asyncio.CancelledError):
             pass
         finally:
             self._connections.discard(task)
@@ -96,21 +121,40 @@ class ControlServer:
 
     async def _answer(self, line: bytes, who: str) -> dict[str, Any]:
         try:
-            request = orjson.loads(line)
+            request = json.loads(line.decode())  # orjson would make a float of an integer that does not fit
             name, arguments = request["command"], request.get("arguments", {})
             if not isinstance(name, str) or not isinstance(arguments, dict):
                 raise ValueError
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return {
-                "ok": False,
-                "type": "UsageError",
-                "error": "this is no command: a JSON object with `command` is wanted",
-            }
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return _refused("this is no command: a JSON object with `command` is wanted")
+        if name == HEALTH:
+            return {"ok": True, "result": self.host.health()}
         try:
             result = await asyncio.wrap_future(self.host.request(name, arguments, who))
         except Exception as error:
             return {"ok": False, "type": type(error).__name__, "error": str(error)}
         return {"ok": True, "result": result}
+
+
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """Return the next line; empty at the end, also where that comes within a line."""
+    async with asyncio.timeout(FRAME_S):
+        line = await reader.readline()
+    return line if line.endswith(b"\n") else b""
+
+
+async def _send(writer: asyncio.StreamWriter, answer: dict[str, Any]) -> None:
+    try:
+        line = orjson.dumps(answer)
+    except (TypeError, ValueError):  # a message that quotes what is no text
+        line = json.dumps(answer).encode()
+    writer.write(line + b"\n")
+    async with asyncio.timeout(FRAME_S):
+        await writer.drain()
+
+
+def _refused(why: str) -> dict[str, Any]:
+    return {"ok": False, "type": "UsageError", "error": why}
 
 
 def _peer(connection: Any) -> str:
@@ -136,13 +180,13 @@ def actor() -> str:
     return _user(os.getuid(), os.getpid())
 
 
-def ask(path: str, command: str, arguments: dict[str, Any]) -> Any:
+def ask(path: str, command: str, arguments: dict[str, Any], patience_s: float = ANSWER_TIMEOUT_S) -> Any:
     """Have a running loop carry out a command; returns its result once that is committed.
 
     Raises the error that the loop refused it with, or LoopNotRunning where nobody answers.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-        connection.settimeout(ANSWER_TIMEOUT_S)
+        connection.settimeout(patience_s)
         try:
             connection.connect(path)
             connection.sendall(orjson.dumps({"command": command, "arguments": arguments}) + b"\n")
@@ -161,3 +205,25 @@ def ask(path: str, command: str, arguments: dict[str, Any]) -> Any:
     if not (isinstance(kind, type) and issubclass(kind, AelError)):
         kind = AelError
     raise kind(answer.get("error", "refused"))
+
+
+def refuse_if_it_answers(database: Path, holder: Holder) -> None:
+    """Raise OwnedElsewhere where the owner of a database answers: then it does not hang and is not overtaken.
+
+    An owner that has no socket yet gets the time to open it, or to end.
+    """
+    give_up = time.monotonic() + HANG_PATIENCE_S
+    path = holder.socket
+    while path is None:
+        now = current_holder(database)
+        if time.monotonic() > give_up or now is None:
+            return
+        path = now.socket
+        time.sleep(0.05)
+    try:
+        ask(path, HEALTH, {}, HANG_PATIENCE_S)
+    except LoopNotRunning:
+        return
+    raise OwnedElsewhere(
+        f"{database} is owned by {holder}, and pid {holder.pid} answers; stop it instead of taking over"
+    )

@@ -15,6 +15,7 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from ael_store.clock import Clock, SystemClock, iso
@@ -23,6 +24,7 @@ from ael_store.model.records import Resumed
 from ael_store.model.values import Limits
 from ael_store.runtime.bus import EventBus
 from ael_store.runtime.context import StateContext
+from ael_store.runtime.control import refuse_if_it_answers
 from ael_store.runtime.current import current_unit
 from ael_store.runtime.host import Host
 from ael_store.runtime.lifecycle import Lifecycle, Recovery
@@ -46,7 +48,8 @@ class AELController:
     `store` is a path, a URL, or a `Store`; without one `AEL_DB`, else `ael.db` in the working directory, so a loop
     is durable unless it is told `store=":memory:"`. `tick_rate` is the period of the clock in seconds (1.0), 0 means
     back to back; `strategy` is "priority", "round_robin" or "load_aware". What else can be set is in `settings`; the
-    arguments that are given here win over it.
+    arguments that are given here win over it. With `take_over` the loop takes the database from an owner that does
+    not answer, and which then can commit nothing more.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class AELController:
         max_agents: int | None = None,
         settings: Settings | None = None,
         clock: Clock | None = None,
+        take_over: bool = False,
     ) -> None:
         settings = settings or Settings()
         tick_rate = settings.tick_rate if tick_rate is None else tick_rate
@@ -87,7 +91,12 @@ class AELController:
             self.store = store
         else:
             address = store if store is not None else os.environ.get("AEL_DB") or "ael.db"
-            self.store = Store(address, durability=self.settings.durability)
+            self.store = Store(
+                address,
+                durability=self.settings.durability,
+                allow_shared_folder=self.settings.allow_shared_folder,
+            )
+        self.take_over = take_over
         limits = Limits(
             self.settings.key_bytes,
             self.settings.value_bytes,
@@ -168,6 +177,7 @@ class AELController:
             upgrade_schema=self.settings.upgrade == "auto",
             backup=self.settings.backup,
             progress=log.info,
+            take_over=partial(refuse_if_it_answers, store.path) if self.take_over else None,
         )
         life: Lifecycle | None = None
         failure: BaseException | None = None
@@ -301,7 +311,7 @@ class AELController:
     def _stats_of(self, run: Run) -> dict[str, Any]:
         return {
             "iteration": run.journal.iteration,
-            "uptime_seconds": max(0.0, (self.clock.now_us() - run.started_us) / 1e6),
+            "uptime_seconds": run.clock.monotonic() - run.began,
             "start_time": iso(run.started_us),
             "this_run": run.meter.get_stats(),
         }

@@ -8,6 +8,10 @@ it always ends; what handlers emit comes in the next one, which follows at once.
 A delivery that fails is tried again after a pause that doubles, and blocks its subscription meanwhile, so that
 order holds; after the last attempt it becomes a dead letter and the cursor moves on. A conflict is tried again at
 once and counts as no attempt.
+
+An event knows how many handlers led to it, one after another. Where these are more than `hop_limit` it is a dead
+letter at once, when its turn comes: agents that answer each other for ever would keep the loop busy for ever.
+Limiting the rate instead would only make the same chain slower, and its log would grow without end.
 """
 
 from __future__ import annotations
@@ -16,12 +20,14 @@ import heapq
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ael_store.model.event import Event, EventRecord, compile_patterns
 from ael_store.model.records import DeadLetterRecord, SubscriptionRecord
 from ael_store.model.unit import Unit
 from ael_store.runtime.journal import Journal
+from ael_store.runtime.redelivery import Redeliveries
 
 if TYPE_CHECKING:
     from ael_store.runtime.roster import AgentSlot
@@ -33,6 +39,8 @@ QUEUE_LIMIT = 1000
 REFILL = 256
 FIRST_RETRY_S = 1.0
 TYPES_REMEMBERED = 10_000
+WARN_EVERY_US = 10_000_000
+"""How often an event type is warned of that goes beyond the hop limit."""
 
 log = logging.getLogger("ael_store.delivery")
 
@@ -52,31 +60,56 @@ class Subscription:
         """True while its first event is being delivered, in the background too."""
         self.complete = False
         """True where `queue` holds everything that is pending."""
-        self.matches = compile_patterns(record.patterns)
-        self.wild_only = all(set(pattern) == {"*"} for pattern in record.patterns)
+        self.compile()
+
+    def compile(self) -> None:
+        """Take over the patterns of the record."""
+        self.matches = compile_patterns(self.record.patterns)
+        self.wild_only = all(set(pattern) == {"*"} for pattern in self.record.patterns)
 
     @property
     def attached(self) -> bool:
         return self.callback is not None or (self.record.agent_id is not None and self.slot is not None)
 
+    def away(self) -> str | None:
+        """Say why its subscriber gets nothing for the time being; None where it is there."""
+        if not self.attached:
+            return "absent"
+        if self.slot is not None and not self.slot.record.enabled:
+            return "disabled"
+        if self.slot is not None and self.slot.record.quarantined_us is not None:
+            return "quarantined"
+        return None
+
     def ready(self, now_us: int) -> bool:
         """True where its next event may be delivered now."""
-        record, slot = self.record, self.slot
-        if self.busy or (record.retry_us is not None and record.retry_us > now_us):
+        retry_us = self.record.retry_us
+        return (retry_us is None or retry_us <= now_us) and self.free(now_us)
+
+    def free(self, now_us: int) -> bool:
+        """True where its subscriber is there and may handle something now."""
+        if self.busy:
             return False
-        if slot is not None:
-            return slot.started and slot.ready(now_us)
+        if self.slot is not None:
+            return self.slot.started and self.slot.ready(now_us)
         return self.callback is not None
 
 
 class Deliveries:
     """All subscriptions of a database, and what waits for them."""
 
-    def __init__(self, journal: Journal, settings: Settings, records: Iterable[SubscriptionRecord]) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        settings: Settings,
+        records: Iterable[SubscriptionRecord],
+        requested: Iterable[DeadLetterRecord] = (),
+    ) -> None:
         self.journal = journal
         self.settings = settings
         self.known_types: set[str] = set()
         self.subscriptions: dict[int, Subscription] = {record.id: Subscription(record) for record in records}
+        self.redeliveries = Redeliveries(journal, self.subscriptions, requested)
         self._of_agent: dict[int, Subscription] = {}
         self._of_callback: dict[tuple[str, str], Subscription] = {}
         for subscription in self.subscriptions.values():
@@ -85,6 +118,8 @@ class Deliveries:
         self._heap: list[tuple[int, int]] = []
         self._waiting: set[int] = set()
         """Subscriptions that have something pending and could not get it when their turn came."""
+        self._warn_us: dict[str, int] = {}
+        """Event types that went beyond the hop limit: warned of again from this instant."""
 
     # -- who is subscribed --
 
@@ -126,23 +161,36 @@ class Deliveries:
         """
         patterns = tuple(sorted(set(slot.agent.subscriptions)))
         found = self._of_agent.get(slot.record.id)
-        if found is not None and found.record.patterns != patterns:
-            cursor = found.record.cursor
-            self._end(found, now_us)
-            found = None
-            if patterns:
-                fresh = self._open(slot.name, patterns, slot.record.id, now_us)
-                fresh.record.cursor = cursor
-                fresh.complete = False
-                found = fresh
+        if not patterns:
+            if found is not None:
+                self._end(found, now_us)
+            return
         if found is None:
-            if not patterns:
-                return
             found = self._open(slot.name, patterns, slot.record.id, now_us)
+        elif found.record.patterns != patterns:
+            self._change_patterns(found, patterns)
         found.record.subscriber = slot.name
         found.slot = slot
-        found.record.seen_us = now_us
-        self._wait_for(found)
+        self._seen(found, now_us)
+
+    def _change_patterns(self, subscription: Subscription, patterns: tuple[str, ...]) -> None:
+        record = subscription.record
+        record.patterns = patterns
+        record.attempts, record.attempt_event_id, record.retry_us = 0, None, None
+        subscription.compile()
+        subscription.queue.clear()
+        subscription.complete = False
+        self.journal.commit.patterns.append(record)
+        self._by_type.clear()
+
+    def _seen(self, subscription: Subscription, now_us: int) -> None:
+        """Its subscriber is there."""
+        record = subscription.record
+        record.seen_us = now_us
+        if record.retry_us is not None:  # the clock may have been set back since
+            record.retry_us = min(record.retry_us, now_us + _pause_us(record.attempts))
+        self.journal.changed(subscription.record)
+        self._wait_for(subscription)
 
     def attach_callback(
         self,
@@ -158,14 +206,24 @@ class Deliveries:
             found = self._open(subscriber, (pattern,), None, now_us)
         found.callback = callback
         found.slot = slot
-        found.record.seen_us = now_us
-        self._wait_for(found)
+        self._seen(found, now_us)
+
+    def join_callbacks(self, slot: AgentSlot) -> None:
+        """An agent has joined: callbacks that were subscribed under its name before are its own from now on."""
+        for subscription in self._of_callback.values():
+            if subscription.callback is not None and subscription.record.subscriber == slot.name:
+                subscription.slot = slot
 
     def rename(self, subscriber: str, new_name: str) -> None:
-        """Give the cursors of a subscriber to its new name."""
+        """Give the cursors of a subscriber to its new name; one that the new name has already stays as it is."""
         for subscription in self.subscriptions.values():
             record = subscription.record
             if record.subscriber == subscriber:
+                if record.agent_id is None and (new_name, record.patterns[0]) in self._of_callback:
+                    log.warning(
+                        "%s has a cursor for %s already; that of %s stays", new_name, record.patterns[0], subscriber
+                    )
+                    continue
                 record.subscriber = new_name
                 self.journal.changed(record)
                 if record.agent_id is None:
@@ -195,6 +253,7 @@ class Deliveries:
         else:
             self._of_callback.pop((record.subscriber, record.patterns[0]), None)
         self._waiting.discard(record.id)
+        self.redeliveries.drop(record.id)
         self._by_type.clear()
 
     def subscribers_of(self, type: str) -> tuple[Subscription, ...]:
@@ -238,8 +297,8 @@ class Deliveries:
             self._waiting.add(subscription.record.id)
 
     def to_refill(self, now_us: int) -> list[Subscription]:
-        """Return those whose queue has run empty while the log has more for them."""
-        return [
+        """Return those whose queue has run empty while the log has more for them; the one furthest behind first."""
+        found = [
             subscription
             for number in self._waiting
             if (subscription := self.subscriptions.get(number)) is not None
@@ -248,6 +307,7 @@ class Deliveries:
             and subscription.attached
             and subscription.ready(now_us)
         ]
+        return sorted(found, key=lambda subscription: subscription.record.cursor)
 
     def types_for(self, subscription: Subscription) -> list[str]:
         """Return the known event types that a subscription wants."""
@@ -292,17 +352,41 @@ class Deliveries:
             if subscription is None:
                 continue
             subscription.queued = False
-            if not subscription.queue:
-                continue
             if not subscription.ready(now_us):
-                self._waiting.add(number)
+                self._wait_for(subscription)
                 continue
-            return subscription, subscription.queue[0]
+            self._lay_aside(subscription, boundary, now_us)
+            if not subscription.queue:
+                self._wait_for(subscription)
+            elif subscription.queue[0].id > boundary:
+                self._push(subscription)
+            else:
+                return subscription, subscription.queue[0]
         return None
+
+    def _lay_aside(self, subscription: Subscription, boundary: int, now_us: int) -> None:
+        """Make dead letters of the next events up to `boundary` that are beyond the hop limit."""
+        limit, queue = self.settings.hop_limit, subscription.queue
+        while limit and queue and queue[0].id <= boundary and (queue[0].hops or 0) > limit:
+            event = queue[0]
+            error = f"hop limit: {event.hops} handlers led to it, one after another"
+            self._bury(subscription.record, event.id, 0, error, event.tick_id, now_us)
+            if self._warn_us.get(event.type, now_us) <= now_us:
+                self._warn_us[event.type] = now_us + WARN_EVERY_US
+                log.warning(
+                    "%s does not get event %d (%s): %d handlers led to it, one after another (hop_limit = %d); "
+                    "it is a dead letter, like others of this type that may follow",
+                    subscription.record.subscriber,
+                    event.id,
+                    event.type,
+                    event.hops,
+                    limit,
+                )
+            self._advance(subscription, event.id)
 
     def pending_now(self, now_us: int) -> bool:
         """True where something can be delivered at once."""
-        if self._heap:
+        if self._heap or self.redeliveries.pending_now(now_us):
             return True
         return any(
             subscription.ready(now_us) and (subscription.queue or (subscription.attached and not subscription.complete))
@@ -320,6 +404,14 @@ class Deliveries:
                 times.append(retry_us)
         return min(times, default=None)
 
+    def jumped(self, by_us: int) -> None:
+        """The wall clock was set: pauses take as long as they would have."""
+        for subscription in self.subscriptions.values():
+            if subscription.record.retry_us is not None:
+                subscription.record.retry_us += by_us
+                self.journal.changed(subscription.record)
+        self._warn_us.clear()
+
     # -- those that are away too long --
 
     def away(self) -> list[Subscription]:
@@ -327,14 +419,7 @@ class Deliveries:
         return [
             subscription
             for subscription in self.subscriptions.values()
-            if (subscription.queue or not subscription.complete)
-            and (
-                not subscription.attached
-                or (
-                    subscription.slot is not None
-                    and (not subscription.slot.record.enabled or subscription.slot.record.quarantined_us is not None)
-                )
-            )
+            if (subscription.queue or not subscription.complete) and subscription.away() is not None
         ]
 
     def skip(self, subscription: Subscription, until: int, number: int) -> None:
@@ -356,6 +441,14 @@ class Deliveries:
             self.settings.backlog_days,
         )
 
+    def redact(self, event_id: int, text: str) -> None:
+        """Blank an event that waits in a queue; the log is the store's business."""
+        for subscription in self.subscriptions.values():
+            for place, record in enumerate(subscription.queue):
+                if record.id == event_id:
+                    subscription.queue[place] = replace(record, data=text, metadata=None)
+        self.redeliveries.redact(event_id, text)
+
     # -- after a delivery --
 
     def began(self, subscription: Subscription) -> None:
@@ -376,8 +469,7 @@ class Deliveries:
             record.attempts = record.attempts + 1 if record.attempt_event_id == event_id else 1
             record.attempt_event_id = event_id
             if record.attempts < self.settings.delivery_attempts:
-                pause_s = FIRST_RETRY_S * 2 ** (record.attempts - 1)
-                record.retry_us = unit.now_us + int(pause_s * 1_000_000)
+                record.retry_us = unit.now_us + _pause_us(record.attempts)
         self.journal.changed(record)
         return None
 
@@ -386,20 +478,9 @@ class Deliveries:
         record = subscription.record
         if record.attempt_event_id != event_id or record.attempts < self.settings.delivery_attempts:
             return
-        self.journal.dead_letter_id += 1
-        self.journal.commit.dead_letters.append(
-            DeadLetterRecord(
-                self.journal.dead_letter_id,
-                record.id,
-                event_id,
-                record.attempts,
-                str(unit.failure)[:500],
-                self.journal.tick_id,
-                unit.now_us,
-                None,
-            )
-        )
-        self.journal.move("cursor", record.subscriber, {"subscription": record.id, "dead_letter": event_id})
+        if record.ended_us is not None:  # unsubscribed meanwhile
+            return
+        self._bury(record, event_id, record.attempts, str(unit.failure)[:500], self.journal.tick_id, unit.now_us)
         log.error(
             "%s could not handle event %d after %d attempts; it is a dead letter now: %s",
             record.subscriber,
@@ -408,6 +489,18 @@ class Deliveries:
             unit.failure,
         )
         self._advance(subscription, event_id)
+
+    def _bury(
+        self, record: SubscriptionRecord, event_id: int, attempts: int, error: str, tick_id: int, now_us: int
+    ) -> None:
+        """Lay an event down as a dead letter of a subscription."""
+        self.journal.dead_letter_id += 1
+        self.journal.changed(
+            DeadLetterRecord(
+                self.journal.dead_letter_id, record.id, event_id, attempts, error, tick_id, now_us, None, None
+            )
+        )
+        self.journal.move("cursor", record.subscriber, {"subscription": record.id, "dead_letter": event_id})
 
     def _advance(self, subscription: Subscription, event_id: int) -> None:
         record = subscription.record
@@ -428,3 +521,8 @@ class Deliveries:
                 self._push(subscription)
         elif not subscription.complete:
             self._waiting.add(subscription.record.id)
+
+
+def _pause_us(attempts: int) -> int:
+    """Return how long a subscription waits after so many attempts."""
+    return int(FIRST_RETRY_S * 2 ** max(0, attempts - 1) * 1_000_000)

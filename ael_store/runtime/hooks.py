@@ -9,9 +9,11 @@ from ael_store.model.event import Event, EventRecord
 from ael_store.model.unit import Kind, Unit
 from ael_store.runtime.agent import overrides
 from ael_store.runtime.context import StateContext
+from ael_store.runtime.journal import failure_of
 from ael_store.runtime.tick import Job
 
 if TYPE_CHECKING:
+    from ael_store.model.records import DeadLetterRecord
     from ael_store.runtime.delivery import Subscription
     from ael_store.runtime.roster import AgentSlot
     from ael_store.runtime.run import Run
@@ -39,11 +41,20 @@ def hook_job(run: Run, slot: AgentSlot, kind: Kind, *, limit_s: float | None = N
     return job
 
 
-def event_job(run: Run, subscription: Subscription, record: EventRecord) -> Job:
-    """Return the job that hands an event to an agent's `on_event`, or to a callback."""
+def event_job(run: Run, subscription: Subscription, record: EventRecord, letter: DeadLetterRecord | None = None) -> Job:
+    """Return the job that hands an event to an agent's `on_event`, or to a callback.
+
+    With `letter` it is a dead letter that comes again: the handler sees `metadata["redelivered"]`, and the hops of
+    what it emits are counted from here.
+    """
     event = Event.from_record(record)
+    hops = 0 if record.hops is None else record.hops
+    if letter is not None:
+        event.metadata["redelivered"] = True
+        hops = 0
     slot = subscription.slot
-    unit = run.new_unit("event", subscription.record.subscriber, cause=Event.from_record(record))
+    cause = Event.from_record(record)
+    unit = run.new_unit("event", subscription.record.subscriber, cause=cause, hops=hops + 1)
     callback = subscription.callback
     if callback is not None:
         job = Job(
@@ -53,6 +64,7 @@ def event_job(run: Run, subscription: Subscription, record: EventRecord) -> Job:
             limit_s=run.settings.tick_timeout if slot is None else slot.limit_s,
             slot=slot,
             subscription=subscription,
+            letter=letter,
         )
     else:
         assert slot is not None
@@ -65,20 +77,21 @@ def event_job(run: Run, subscription: Subscription, record: EventRecord) -> Job:
             background=agent.background,
             slot=slot,
             subscription=subscription,
+            letter=letter,
         )
     if slot is not None:
         slot.busy = job
     return job
 
 
-def error_job(run: Run, slot: AgentSlot, error: BaseException, cause: Event | None) -> Job | None:
-    """Return the job of `on_error`, None where the agent has none of its own."""
+def error_job(run: Run, slot: AgentSlot, error: BaseException, failed: Unit) -> Job | None:
+    """Return the job of `on_error` after a failed unit, None where the agent has none of its own."""
     agent = slot.agent
     if not overrides(agent, "on_error"):
         return None
-    unit = run.new_unit("error", slot.name, cause=cause)
+    unit = run.new_unit("error", slot.name, cause=failed.cause, hops=failed.hops)
     context = _context(run, unit, slot)
-    shown: Any = error if isinstance(error, Exception) else RuntimeError(f"{type(error).__name__}: {error}")
+    shown: Any = error if isinstance(error, Exception) else RuntimeError(str(failure_of(error)))
     return Job(
         unit,
         lambda: agent.on_error(shown, context),

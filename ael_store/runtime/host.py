@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -123,6 +124,17 @@ class Host:
             past = [] if reader is None else reader.recent_events(limit)
         records = [record for record in past if record.id not in known] + fresh
         return [Event.from_record(record) for record in records[-limit:]]
+
+    def health(self) -> dict[str, Any]:
+        """Return how the loop is doing right now; answered at once, whatever it waits for."""
+        run = self.run
+        full_since_us = None if run is None else run.full_since_us
+        return {
+            "pid": os.getpid(),
+            "status": self.virtual("ael_status"),
+            "iteration": 0 if run is None else run.journal.iteration,
+            "waiting_for_room_since": None if full_since_us is None else iso(full_since_us),
+        }
 
     def event_count(self) -> int:
         run = self.run

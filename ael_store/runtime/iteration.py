@@ -10,12 +10,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from ael_store.errors import AelError, LoopNotRunning
-from ael_store.model.event import Emission, Event
+from ael_store.model.event import REDACTED, Emission, Event, EventRecord
 from ael_store.model.records import IterationRecord
 from ael_store.model.unit import Failure, SubscriptionRequest, Unit
 from ael_store.runtime.commands import carry_out
@@ -39,6 +39,13 @@ OVERRUN_EVERY_US = 10_000_000
 EXPIRE_EVERY_US = 3_600_000_000
 """How often the backlog of absent subscribers is looked at."""
 
+BACK_TO_BACK_S = 0.05
+"""The period that is reckoned with where the loop runs back to back."""
+
+FEW_DELIVERIES = 20
+SLOW_DELIVERIES_S = 0.1
+"""So many deliveries are made in each iteration, whatever the time, unless they take longer than this."""
+
 IDLE_BATCH = 1000
 """Idle iterations are committed at the latest when there are so many."""
 
@@ -59,6 +66,8 @@ class Due:
     going: bool
     """False while paused: only commands and changes from outside are taken up."""
     draining: bool = False
+    until: float | None = None
+    """Monotonic time of the next slot of the clock, or at which the grace period is over."""
 
 
 @dataclass(slots=True)
@@ -90,7 +99,7 @@ async def run_iteration(run: Run, due: Due) -> None:
     outside = collect_outside(run)
     await tick(run, select(run, due), outside, tally)
     if due.going:
-        await deliver(run, tally)
+        await deliver(run, due, tally)
     ran_s = run.clock.monotonic() - due.began
     journal.commit.iterations.append(
         IterationRecord(
@@ -164,6 +173,7 @@ def reconcile(run: Run) -> None:
             if name not in run.roster.slots:
                 try:
                     run.add_agent(agent, now_us)
+                    run.deliveries.join_callbacks(run.roster.slots[name])
                 except Exception as error:
                     log.error("agent %s can't join: %s", name, error)
                     run.manager._agents.pop(name, None)
@@ -175,6 +185,7 @@ def _retire(run: Run, slot: AgentSlot, now_us: int) -> None:
     """An agent was unregistered: its `on_shutdown` runs in this iteration, its subscriptions end."""
     run.roster.remove(slot.name)
     run.schedules.remove(slot.name)
+    run.scheduler.forget(slot.name)
     run.deliveries.end_agent(slot.record.id, slot.name, now_us)
     run.bus._carry_out(SubscriptionRequest(slot.name, None, None))
     run.unstarted.discard(slot.name)
@@ -247,7 +258,7 @@ def _transaction(run: Run, request: Request) -> Job:
 def _release_delayed(run: Run) -> None:
     """Let the delayed events whose time has come happen, each in a unit of its own."""
     for record in run.journal.due_delayed(run.clock.now_us()):
-        unit = run.new_unit("outside", record.source)
+        unit = run.new_unit("outside", record.source, hops=record.hops)
         event = Event(record.type, record.source)
         unit.emissions.append(
             Emission(record.type, record.source, record.data, record.metadata, unit.now_us, None, event)
@@ -290,8 +301,8 @@ async def tick(run: Run, selected: list[AgentSlot], outside: list[Job], tally: _
     waiting = deque(selected)
 
     def next_job() -> Job | None:
-        if run.followups:
-            return run.followups.popleft()
+        if (job := run.next_followup()) is not None:
+            return job
         while starting:
             slot = starting.popleft()
             if slot.busy is None:
@@ -312,46 +323,102 @@ async def tick(run: Run, selected: list[AgentSlot], outside: list[Job], tally: _
 # -- deliver -----------------------------------------------------------------------------------------
 
 
-async def deliver(run: Run, tally: _Tally) -> None:
-    """Deliver the events that happened before this step, oldest first, up to a bound; the rest comes next."""
-    deliveries = run.deliveries
+async def deliver(run: Run, due: Due, tally: _Tally) -> None:
+    """Deliver the events that happened before this step, oldest first, up to a bound; the rest comes next.
+
+    Dead letters that were asked for take turns with them, so that neither waits for all of the other.
+    """
+    deliveries, again = run.deliveries, run.deliveries.redeliveries
     boundary = run.journal.event_id
-    await _refill(run)
-    left = run.settings.deliveries_per_iteration
+    bound = _Bound(run, due)
+    await _refill(run, bound)
+    letters_turn = False
 
     def next_job() -> Job | None:
-        nonlocal left
-        if run.followups:
-            return run.followups.popleft()
-        if left <= 0:
+        nonlocal letters_turn
+        if (job := run.next_followup()) is not None:
+            return job
+        if bound.reached(tally.deliveries):
             return None
-        found = deliveries.next(boundary, run.clock.now_us())
-        if found is None:
-            return None
-        left -= 1
-        tally.deliveries += 1
-        subscription, record = found
-        deliveries.began(subscription)
-        return event_job(run, subscription, record)
+        now_us = run.clock.now_us()
+        letters_turn = not letters_turn
+        for letters in (letters_turn, not letters_turn):
+            if letters and (requested := again.next(now_us)) is not None:
+                tally.deliveries += 1
+                subscription, letter, record = requested
+                return event_job(run, subscription, record, letter)
+            if not letters and (found := deliveries.next(boundary, now_us)) is not None:
+                tally.deliveries += 1
+                subscription, record = found
+                deliveries.began(subscription)
+                return event_job(run, subscription, record)
+        return None
 
-    deliveries.wake(run.clock.now_us())
-    if deliveries.has_next(boundary):
+    now_us = run.clock.now_us()
+    deliveries.wake(now_us)
+    if deliveries.has_next(boundary) or again.pending_now(now_us):
         await run.workbench.run(next_job, lambda job: settle(run, job, tally))
 
 
-async def _refill(run: Run) -> None:
+class _Bound:
+    """How long an iteration goes on delivering, so that a storm of events takes no ticks from other agents.
+
+    It is half of the time until the next slot of the clock, as the other half may go into the commit; what is left
+    comes in the next iterations, which follow at once. A loop that is behind its clock, or has none, gets a share
+    of its period. A few quick deliveries are always made, and a slow one at least.
+    """
+
+    def __init__(self, run: Run, due: Due) -> None:
+        self.run = run
+        self.draining = due.draining
+        now, period_s = run.clock.monotonic(), run.settings.tick_rate or BACK_TO_BACK_S
+        left_s = period_s if due.until is None else due.until - now
+        if due.draining:
+            self.soft = self.hard = now + left_s
+        else:
+            self.soft = now + max(left_s / 2, period_s / 10)
+            self.hard = self.soft + SLOW_DELIVERIES_S
+
+    def reached(self, made: int) -> bool:
+        """True where the iteration has delivered enough."""
+        if made >= self.run.settings.deliveries_per_iteration:
+            return True
+        now = self.run.clock.monotonic()
+        if self.run.stopping and not self.draining:  # what is left is delivered within the grace period
+            self.soft, self.hard = min(self.soft, now), min(self.hard, now + SLOW_DELIVERIES_S)
+        if now < self.soft:
+            return False
+        return self.draining or made >= FEW_DELIVERIES or (now >= self.hard and made > 0)
+
+
+async def _refill(run: Run, bound: _Bound) -> None:
     """Read from the log what does not wait in memory; only committed events are read."""
     if run.clock.now_us() >= run.expire_us:
         await _expire(run)
     until = run.journal.committed_event_id
-    for subscription in run.deliveries.to_refill(run.clock.now_us()):
+    letters = run.deliveries.redeliveries.to_load(run.clock.now_us(), REFILL)
+    if letters:
+        wanted = sorted({letter.event_id for letter in letters})
+        found = await asyncio.to_thread(run.store.reader.events_of, wanted)
+        run.deliveries.redeliveries.loaded(letters, _as_redacted(run, found))
+    for number, subscription in enumerate(run.deliveries.to_refill(run.clock.now_us())):
+        if bound.reached(number):
+            return
         types = run.deliveries.types_for(subscription)
         records = []
         if types:
             records = await asyncio.to_thread(
                 run.store.reader.pending, types, subscription.record.cursor, until, REFILL
             )
-        run.deliveries.refilled(subscription, records, until)
+        run.deliveries.refilled(subscription, _as_redacted(run, records), until)
+
+
+def _as_redacted(run: Run, records: list[EventRecord]) -> list[EventRecord]:
+    """Return events of the log without what is being redacted and not committed yet."""
+    blanked = {redaction.event_id for redaction in run.journal.commit.redactions}
+    if not blanked:
+        return records
+    return [replace(record, data=REDACTED, metadata=None) if record.id in blanked else record for record in records]
 
 
 async def _expire(run: Run) -> None:
@@ -393,7 +460,7 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
                 job.error = error
                 unit.fail("error", failure_of(error))
     if slot is not None:
-        if slot.busy is job and not job.thread_busy:
+        if slot.busy is job and not job.still_runs:
             slot.busy = None
             _say_goodbye(run, slot)
         if metadata is not None:
@@ -412,7 +479,7 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
     _measure_tick(run, job, also)
     moved = None
     event_id = 0
-    if subscription is not None and unit.cause is not None:
+    if subscription is not None and unit.cause is not None and job.letter is None:
         event_id = unit.cause.id or 0
         moved = run.deliveries.settle(subscription, event_id, unit, failed)
     if unit.subscriptions:
@@ -422,10 +489,14 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
         0 if slot is None else slot.record.id,
         subscription=moved,
         also=also,
-        always=run.settings.tick_log == "all" or unit.duration_us >= run.settings.slow_after * 1e6,
+        always=job.letter is not None
+        or run.settings.tick_log == "all"
+        or unit.duration_us >= run.settings.slow_after * 1e6,
     )
+    if job.letter is not None:
+        run.deliveries.redeliveries.settle(job.letter, unit, failed)
     if subscription is not None:
-        if failed:
+        if failed and job.letter is None:
             run.deliveries.give_up(subscription, event_id, unit)
         run.deliveries.ended(subscription)
     run.deliveries.route(events)
@@ -433,7 +504,7 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
         slot.started = True
         run.unstarted.discard(slot.name)
     if failed and slot is not None and unit.kind != "error" and job.error is not None:
-        followup = error_job(run, slot, job.error, unit.cause)
+        followup = error_job(run, slot, job.error, unit)
         if followup is not None:
             run.followups.append(followup)
     if job.request is not None and job.request.reply is not None:
@@ -459,7 +530,8 @@ def _measure_tick(run: Run, job: Job, also: list[Emission]) -> None:
     if unit.kind != "tick" or slot is None:
         return
     run.last_tick_us = unit.now_us
-    run.scheduler.record_execution(slot.name, unit.duration_us / 1e6)
+    if run.roster.slots.get(slot.name) is slot:
+        run.scheduler.record_execution(slot.name, unit.duration_us / 1e6)
     ended = "agent.completed" if unit.outcome == "success" else "agent.failed"
     data: dict[str, object] = {"agent": slot.name, "iteration": run.journal.iteration}
     if run.deliveries.wanted(ended):

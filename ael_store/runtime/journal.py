@@ -6,6 +6,7 @@ numbers, and its tick row is laid down, all in memory and in one go. `take` hand
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 
 import orjson
@@ -17,6 +18,7 @@ from ael_store.model.records import (
     AgentStats,
     CommandRecord,
     Commit,
+    DeadLetterRecord,
     DelayedRecord,
     IterationRecord,
     Move,
@@ -35,6 +37,9 @@ SOURCE = "ael_controller"
 """Source of the events that the loop itself emits."""
 
 ERROR_BYTES = 8192
+
+CHAIN_ENDS_US = 1_000_000
+"""A delay of so much ends the count of hops: what comes once a second is a timer and no storm."""
 
 
 class Journal:
@@ -55,6 +60,8 @@ class Journal:
         self.dead_letter_id = resumed.dead_letter_id
         self.command_id = resumed.command_id
         self.delayed: dict[int, DelayedRecord] = {record.id: record for record in resumed.delayed}
+        self._counted: set[int] = set()
+        """Delayed events of this run that happen after a length of time, not at a time."""
         self.place = 0
         self.committed_event_id = resumed.event_id
         self.commits = 0
@@ -88,7 +95,7 @@ class Journal:
             return []
         self.tick_id = tick_id
         commit.changes += changes
-        events = self._emit((*unit.emissions, *also), unit.now_us, tick_id) if unit.emissions or also else []
+        events = self._emit((*unit.emissions, *also), unit, tick_id) if unit.emissions or also else []
         seen = unit.seen_change_id if unit.seen_change_id != before else None
         commit.ticks.append(
             TickRow(
@@ -128,7 +135,15 @@ class Journal:
                 value = 0 if cell is None else orjson.loads(cell.text)
                 unit.writes[key] = orjson.dumps(value + by).decode()
 
-    def _emit(self, emissions: Iterable[Emission], now_us: int, tick_id: int) -> list[EventRecord]:
+    def _emit(self, emissions: Iterable[Emission], unit: Unit, tick_id: int) -> list[EventRecord]:
+        """Let events happen, now or later, and count the handlers that led to each.
+
+        A chain of handlers that never ends is stopped by the hop limit (`delivery.py`). One that waits for a
+        second or longer in each round is left alone: `emit(…, after="1h")` in a handler is how agents make timers,
+        for ever, and it is too slow to be a storm. How long the handlers themselves take does not count as waiting:
+        two agents that answer each other with slow and costly calls are what the limit is for.
+        """
+        now_us = unit.now_us
         records: list[EventRecord] = []
         for emission in emissions:
             if emission.due_us is not None and emission.due_us > now_us:
@@ -142,8 +157,11 @@ class Journal:
                     emission.metadata,
                     tick_id,
                     None,
+                    unit.hops if emission.due_us - now_us < CHAIN_ENDS_US else None,
                 )
                 self.delayed[delayed.id] = delayed
+                if emission.is_counted:
+                    self._counted.add(delayed.id)
                 self.commit.delayed[delayed.id] = delayed
                 continue
             self.event_id += 1
@@ -156,6 +174,7 @@ class Journal:
                 now_us if emission.timestamp_us is None else emission.timestamp_us,
                 tick_id,
                 self.iteration,
+                unit.hops,
             )
             emission.event.id = record.id
             emission.event.iteration = self.iteration
@@ -165,12 +184,14 @@ class Journal:
 
     # -- what belongs to the commit beside units --
 
-    def changed(self, record: AgentRecord | AgentStats | SubscriptionRecord) -> None:
+    def changed(self, record: AgentRecord | AgentStats | SubscriptionRecord | DeadLetterRecord) -> None:
         """Have a record written with the next commit."""
         if isinstance(record, AgentRecord):
             self.commit.agents[record.id] = record
         elif isinstance(record, AgentStats):
             self.commit.stats[record.agent_id] = record
+        elif isinstance(record, DeadLetterRecord):
+            self.commit.dead_letters[record.id] = record
         else:
             self.commit.subscriptions[record.id] = record
 
@@ -181,13 +202,29 @@ class Journal:
     def command(self, at_us: int, actor: str, name: str, arguments: object, error: str | None) -> None:
         """Log a change from outside, done or refused."""
         self.command_id += 1
-        text = orjson.dumps(arguments, default=repr).decode()
+        try:
+            text = orjson.dumps(arguments, default=repr).decode()
+        except (TypeError, ValueError):  # refused for what no JSON of ours holds: it is told all the same
+            text = json.dumps(_clean(repr(arguments)[:ERROR_BYTES]))
+        name, error = _clean(name[:200]), None if error is None else _clean(error)
         self.commit.commands.append(CommandRecord(self.command_id, 0, at_us, actor, name, text, error))
 
     def due_delayed(self, now_us: int) -> list[DelayedRecord]:
         """Return the delayed events whose time has come, in order."""
         due = [record for record in self.delayed.values() if record.due_us <= now_us]
         return sorted(due, key=lambda record: (record.due_us, record.id))
+
+    def jumped(self, by_us: int) -> None:
+        """The wall clock was set: what was emitted with `after=30` comes 30 s later all the same.
+
+        Delays of earlier runs stay on the wall: how the clock was moved between the runs is not known, and one
+        that starts wrong and is then set right is the usual case.
+        """
+        self._counted.intersection_update(self.delayed)
+        for number in self._counted:
+            record = self.delayed[number]
+            record.due_us += by_us
+            self.commit.delayed[number] = record
 
     def next_delayed_us(self) -> int | None:
         return min((record.due_us for record in self.delayed.values()), default=None)
@@ -200,6 +237,7 @@ class Journal:
         commit.kind = kind
         commit.iteration = self.iteration
         commit.at_us = now_us
+        commit.tick_id = self.tick_id
         for record in commit.iterations:
             record.commit_id = commit.id
         for command in commit.commands:
@@ -235,7 +273,7 @@ def failure_of(error: BaseException) -> Failure:
     )
     try:
         message = str(error)
-    except Exception:
+    except BaseException:  # whatever it raises: this is an agent's code
         message = "(its message can't be read)"
     frames = "".join(traceback.format_exception(error))
     return Failure(name, _clean(message), _clean(frames))

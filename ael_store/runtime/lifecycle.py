@@ -11,7 +11,10 @@ import logging
 import os
 import socket
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
+
+import orjson
 
 from ael_store._version import __version__
 from ael_store.errors import AelError
@@ -19,14 +22,18 @@ from ael_store.model.event import Emission
 from ael_store.model.records import Resumed, RunRecord
 from ael_store.model.unit import SubscriptionRequest
 from ael_store.model.values import Limits
+from ael_store.runtime.commands import PAUSED, PAUSED_BECAUSE, PAUSED_SINCE
+from ael_store.runtime.contained_tasks import contain_tasks
 from ael_store.runtime.control import ControlServer
 from ael_store.runtime.hooks import hook_job
 from ael_store.runtime.host import Host
-from ael_store.runtime.iteration import Due, collect_outside, run_iteration, settle
+from ael_store.runtime.iteration import EXPIRE_EVERY_US, Due, collect_outside, run_iteration, settle
 from ael_store.runtime.journal import SOURCE, loop_event
 from ael_store.runtime.run import Parts, Run
 from ael_store.runtime.tick import Job
 from ael_store.runtime.trigger import Alarm
+from ael_store.runtime.watchdog import Watchdog
+from ael_store.store.unit_note import UnitNote, note_path, read_note
 
 __all__ = ["Lifecycle", "Recovery"]
 
@@ -34,8 +41,15 @@ SHORTEST_ALARM_S = 0.04
 """Waits shorter than this are timed by the loop itself; APScheduler's resolution and cost forbid them."""
 GUARD_S = 0.02
 """How long after its time a wake-up by APScheduler may come before the loop helps itself."""
-JUMP_S = 1.0
-"""A wall clock that moves by more than this against the monotonic one was set."""
+UNCLEAN_WITHIN_US = 60_000_000
+"""Unclean ends in a row count where their runs began no longer ago than this."""
+JUMP_US = 1_000_000
+"""A wall clock that moves by so much against the monotonic one was set; by less, it was corrected."""
+LOOK_S = 10.0
+"""The loop waits no longer than this before it looks at the clocks again: the wall clock may have been set, or the
+machine suspended, which the timers of the event loop do not notice."""
+LOCK_WATCH_S = 0.5
+"""How often the loop looks whether the lock is still its own; each commit makes sure by the fencing token."""
 EARLY_S = 0.0005
 
 log = logging.getLogger("ael_store.loop")
@@ -84,8 +98,10 @@ class Lifecycle:
         self._resumed = resumed
         self._iterations_left = iterations
         self._slot_at: float | None = None
-        self._offset_s = 0.0
         self._alarm: Alarm | None = None
+        self._watchdog: Watchdog | None = None
+        self._free_tasks: Callable[[], None] = lambda: None
+        self._lock_seen_at = run.clock.monotonic()
         self._control: ControlServer | None = None
         self.recovery = self._recover(resumed)
         self.first_missed = self.recovery.missed
@@ -108,7 +124,7 @@ class Lifecycle:
         pending = run.store.reader.pending_count()
         if not crashed:
             return Recovery(False, resumed.iteration, False, pending, 0, 0.0)
-        last_us = resumed.last_started_us or last.started_us
+        last_us = max(last.started_us, resumed.last_started_us or 0)  # its last iteration, if it had any
         down_s = max(0.0, (run.started_us - last_us) / 1e6)
         slots = int(down_s / run.settings.tick_rate) if run.settings.tick_rate > 0 else 0
         return Recovery(False, resumed.iteration, True, pending, max(0, slots - 1), down_s)
@@ -117,11 +133,15 @@ class Lifecycle:
         """Take the database over and run `on_start` of every agent; durable when it returns."""
         run = self.run
         self._announce()
+        self._free_tasks = contain_tasks(asyncio.get_running_loop())
+        if run.clock.real:
+            self._watchdog = Watchdog(run.workbench, run.settings.stall_warn, run.settings.stall_limit)
+            self._watchdog.start()
         await self._take_over()
+        self._open_note()
         await self._open_control()
         await self._start_agents()
         self._slot_at = run.clock.monotonic()
-        self._offset_s = run.clock.now_us() / 1e6 - run.clock.monotonic()
         if run.clock.real:
             self._alarm = Alarm(run.clock, run.bell.ring)
             self._alarm.start()
@@ -130,10 +150,14 @@ class Lifecycle:
         store, recovery = self.run.store, self.recovery
         kind = ", a private temporary file" if store.is_temporary else ", new" if store.is_new else ""
         log.info("database %s%s", store.path, kind)
+        for warning in store.warnings:
+            log.warning("%s", warning)
         if not recovery.new:
             log.log(logging.WARNING if recovery.crashed else logging.INFO, "%s", recovery)
         if self.run.desk.paused:
-            log.warning("the loop is paused by an operator; `ael resume` lets it go on")
+            why = orjson.loads(self._resumed.positions.get(PAUSED_BECAUSE, "null"))
+            reason = "by an operator" if why is None else f"because {why}"
+            log.warning("the loop is paused %s; `ael resume` lets it go on", reason)
 
     async def _take_over(self) -> None:
         """The first commit: this run owns the database, and the one before it is told how it ended."""
@@ -159,6 +183,8 @@ class Lifecycle:
             f"{run.settings.tick_rate:g}",
         )
         journal.commit.runs.append(self.record)
+        self._pause_after_unclean_starts()
+        quarantined = self._blame()
         run.deliveries.known_types = set(await asyncio.to_thread(run.store.reader.event_types))
         self.host.attach(run)
         for name in run.manager.take_unregistered():
@@ -173,9 +199,62 @@ class Lifecycle:
             slot = run.roster.slots.get(subscriber)
             run.deliveries.attach_callback(subscriber, pattern, callback, slot, run.started_us)
         unit = run.new_unit("start", SOURCE)
-        run.deliveries.route(journal.apply(unit, 0, also=self._opening_events()))
+        run.deliveries.route(journal.apply(unit, 0, also=[*self._opening_events(), *quarantined]))
         run.followups.extend(collect_outside(run))
         await run.commit("start", take_from=resumed.token)
+
+    def _blame(self) -> list[Emission]:
+        """Count the death of the last run against the agents whose hooks ran then; returns events that this makes."""
+        run, last = self.run, self._resumed.last_run
+        if not self.recovery.crashed or last is None or run.store.is_temporary or run.store.is_taken_over:
+            return []
+        note = read_note(run.store.path)
+        if note is None or note.run_id != last.id or not note.same_boot or not note.units:
+            return []
+        log.error("run %d died while %s ran", last.id, " and ".join(map(str, note.units)))
+        others = len(note.units) - 1
+        also = f", {others} other{'s' if others > 1 else ''} too" if others else ""
+        made: list[Emission] = []
+        for unit in note.units:
+            why = f"the process died while its on_{unit.kind} ran (run {last.id}{also})"
+            if note.reason:
+                why = f"{note.reason} in its on_{unit.kind}, and the process was ended (run {last.id})"
+            made += run.roster.blame(unit, why, run.started_us)
+        return made
+
+    def _pause_after_unclean_starts(self) -> None:
+        """Pause the loop where runs end without a clean stop as soon as they have begun."""
+        run, limit = self.run, self.run.settings.unclean_starts
+        number = 0
+        for record in self._resumed.recent_runs:
+            if record.status == "stopped" or not 0 <= run.started_us - record.started_us <= UNCLEAN_WITHIN_US:
+                break
+            number += 1
+        if not limit or number < limit or run.desk.paused:
+            return
+        reason = f"{number} run{'s' if number > 1 else ''} that began within the last minute ended without a clean stop"
+        log.error(
+            "%s: the loop starts paused; look at the log before this line, then `ael resume` lets it go on", reason
+        )
+        run.desk.paused = True
+        run.journal.commit.positions[PAUSED] = "true"
+        run.journal.commit.positions[PAUSED_BECAUSE] = orjson.dumps(reason).decode()
+        run.journal.commit.positions[PAUSED_SINCE] = str(run.started_us)
+        run.journal.move("flag", "loop", {"paused": True, "reason": reason})
+
+    def _open_note(self) -> None:
+        """From here on it is noted which hooks run, for the case that one takes the process down."""
+        run = self.run
+        if run.store.is_temporary:
+            return
+        try:
+            run.workbench.note = UnitNote.create(run.store.path, run.journal.run_id)
+        except OSError as error:
+            log.warning(
+                "%s can't be written (%s): an agent that takes the process down will not be known at the next start",
+                note_path(run.store.path),
+                error,
+            )
 
     def _opening_events(self) -> list[Emission]:
         run, recovery = self.run, self.recovery
@@ -195,13 +274,15 @@ class Lifecycle:
         return [loop_event("ael_recovered", recovered), *events] if recovery.crashed else events
 
     async def _start_agents(self) -> None:
-        """Run `on_start`, higher priority first, and commit what it did."""
+        """Run `on_start`, higher priority first, and commit what it did. Paused, that waits for the first iteration."""
         run = self.run
+        if run.desk.paused:
+            return
         waiting = deque(sorted(run.roster, key=lambda slot: (-slot.record.priority, slot.order)))
 
         def next_job() -> Job | None:
-            if run.followups:
-                return run.followups.popleft()
+            if (job := run.next_followup()) is not None:
+                return job
             while waiting:
                 slot = waiting.popleft()
                 if slot.name in run.unstarted and slot.ready(run.clock.now_us()):
@@ -216,6 +297,7 @@ class Lifecycle:
         store = self.run.store
         if store.is_temporary:
             return
+        store.lock.confirm()  # before the socket of somebody who has taken over is replaced
         self._control = ControlServer(store.path, self.host)
         store.lock.describe("loop", await self._control.start())
 
@@ -228,6 +310,7 @@ class Lifecycle:
             self._watch_wall_clock()
             due = self.due()
             if due is not None:
+                self._watch_lock(due.began)
                 await run_iteration(run, due)
                 if self._iterations_left is not None and due.going:
                     self._iterations_left -= 1
@@ -245,14 +328,15 @@ class Lifecycle:
         mono, now_us = run.clock.monotonic(), run.clock.now_us()
         going = not run.desk.paused or run.desk.steps > 0
         slot = self._slot(mono)
+        until = self._slot_at if run.settings.tick_rate > 0 else None
         run.deliveries.wake(now_us)
         if slot is None:
             if not (self._changed_outside() or (going and self._due_by_itself(now_us))):
                 return None
-            return Due(False, 0, 0.0, now_us, mono, going)
+            return Due(False, 0, 0.0, now_us, mono, going, until=until)
         missed = slot.missed + self.first_missed
         self.first_missed = 0
-        return Due(True, missed, slot.late_s, now_us, mono, going)
+        return Due(True, missed, slot.late_s, now_us, mono, going, until=until)
 
     def _slot(self, mono: float) -> _Slot | None:
         """Return the slot of the clock that has come, None where none has; slots behind it are lost.
@@ -321,6 +405,8 @@ class Lifecycle:
     async def _wait(self, until: float | None) -> None:
         run = self.run
         alarm = self._alarm
+        if run.clock.real and until is not None:
+            until = min(until, run.clock.monotonic() + LOOK_S)
         if alarm is None or until is None or until - run.clock.monotonic() < SHORTEST_ALARM_S:
             await run.clock.wait(run.bell, until)
             return
@@ -329,16 +415,25 @@ class Lifecycle:
         if run.clock.monotonic() >= until + GUARD_S:
             alarm.rearm()
 
+    def _watch_lock(self, mono: float) -> None:
+        """After standing still, see whether somebody has taken over, before any agent runs again."""
+        if mono > self._lock_seen_at + LOCK_WATCH_S:
+            self.run.store.lock.confirm()
+            self._lock_seen_at = mono
+
     def _watch_wall_clock(self) -> None:
+        """Look at the wall; between two looks time runs with the monotonic clock."""
         run = self.run
-        offset_s = run.clock.now_us() / 1e6 - run.clock.monotonic()
-        jump_s = offset_s - self._offset_s
-        if abs(jump_s) > JUMP_S:
-            log.warning("the wall clock was set by %+.1f s; schedules are computed anew", jump_s)
-            run.schedules.jumped(int(jump_s * 1e6), run.clock.now_us())
-            if self._alarm is not None:
-                self._alarm.rearm()
-        self._offset_s = offset_s
+        jump_us = run.clock.look()
+        if not jump_us:
+            return
+        run.clock_was_set(jump_us)
+        if abs(jump_us) < JUMP_US:
+            return
+        log.warning("the wall clock was set by %+.1f s; schedules are computed anew", jump_us / 1e6)
+        run.expire_us = run.clock.now_us() + EXPIRE_EVERY_US  # time to set it right before a backlog is skipped for age
+        if self._alarm is not None:
+            self._alarm.rearm()
 
     # -- ending --
 
@@ -348,7 +443,7 @@ class Lifecycle:
         deadline = run.clock.monotonic() + run.settings.grace
         await self._drain(deadline)
         await self._shut_down(deadline)
-        uptime_s = (run.clock.now_us() - run.started_us) / 1e6
+        uptime_s = run.clock.monotonic() - run.began
         unit = run.desk.unit(SOURCE)
         unit.kind = "shutdown"
         event = loop_event(
@@ -378,7 +473,8 @@ class Lifecycle:
                 or run.deliveries.pending_now(now_us)
                 or _passed(run.journal.next_delayed_us(), now_us)
             ):
-                await run_iteration(run, Due(False, 0, 0.0, now_us, run.clock.monotonic(), True, draining=True))
+                due = Due(False, 0, 0.0, now_us, run.clock.monotonic(), True, draining=True, until=deadline)
+                await run_iteration(run, due)
             elif run.workbench.background:
                 await run.clock.wait(run.bell, min(deadline, run.clock.monotonic() + 0.5))
             else:
@@ -409,7 +505,7 @@ class Lifecycle:
                 if slot.busy is None:
                     left_s = max(1.0, deadline - run.clock.monotonic())
                     return hook_job(run, slot, "shutdown", limit_s=min(slot.limit_s or left_s, left_s))
-            return run.followups.popleft() if run.followups else None
+            return run.next_followup()
 
         await run.workbench.run(next_job, lambda job: settle(run, job))
         while run.workbench.background and run.clock.monotonic() < deadline + 1.0:
@@ -427,8 +523,12 @@ class Lifecycle:
             self._alarm.stop()
         if self._control is not None:
             await self._control.stop()
-        run.workbench.abort()
-        run.workbench.threads.close()
+        await run.workbench.close()
+        self._free_tasks()
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        if run.workbench.note is not None:
+            run.workbench.note.close()
         self.host.detach(run)
         for agent in run.manager.agents.values():
             agent._host = None

@@ -1,8 +1,8 @@
 """The agents of a run: what is known of each, whether it may run now, and how it is doing.
 
-After errors in a row an agent backs off, later it is quarantined; both live in its record, so they survive a
-restart. The rule for running is one: enabled, started, not busy, and not before `retry_us` (the end of a back-off,
-or the next probe of a quarantine).
+After errors in a row an agent backs off, later it is quarantined; so it is after taking the process down several
+times in a row. All of this lives in its record, so it survives a restart. The rule for running is one: enabled,
+started, not busy, and not before `retry_us` (the end of a back-off, or the next probe of a quarantine).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ael_store.runtime.journal import Journal, loop_event
 
 if TYPE_CHECKING:
     from ael_store.settings import Settings
+    from ael_store.store.unit_note import NotedUnit
 
 __all__ = ["AgentSlot", "Roster"]
 
@@ -88,11 +89,15 @@ class Roster:
         self.journal = journal
         self.settings = settings
         self.slots: dict[str, AgentSlot] = {}
-        self.records = dict(resumed.agents)
         self.stats = dict(resumed.stats)
+        self.records = {name: record for name, record in resumed.agents.items() if record.id in self.stats}
+        self._forgotten = {name: record for name, record in resumed.agents.items() if record.id not in self.stats}
+        """Agents that an operator has forgotten: only their names stay, for the history."""
         self.tickers: dict[str, AgentSlot] = {}
         """Those that the clock ticks: with an `on_tick`, without a trigger."""
         self._ailing: set[str] = set()
+        self._died_in: dict[int, str] = {}
+        """The kind of unit in which an agent took the last run down."""
         self._order = 0
 
     def __iter__(self) -> Iterator[AgentSlot]:
@@ -109,6 +114,9 @@ class Roster:
         record, alias = self.records.get(agent.name), None
         if record is None:
             record, alias = self._adopt(agent)
+        if record is None and agent.name in self._forgotten:
+            record = self.records[agent.name] = self._forgotten.pop(agent.name)
+            record.created_us = now_us
         class_path = f"{type(agent).__module__}:{type(agent).__qualname__}"
         code = fingerprint(agent)
         if record is None:
@@ -129,11 +137,12 @@ class Roster:
                 None,
                 None,
                 now_us,
+                0,
             )
             self.records[agent.name] = record
-        if record.fingerprint != code and (record.retry_us is not None or record.failures):
+        if record.fingerprint != code and (record.retry_us is not None or record.failures or record.deaths):
             log.info("agent %s: its code has changed, so its errors in a row are forgotten", agent.name)
-            record.failures, record.retry_us, record.quarantined_us = 0, None, None
+            self._mend(record)
         record.class_path, record.fingerprint, record.registered = class_path, code, 1
         record.priority = agent.priority
         if record.operator_enabled is not None:
@@ -148,6 +157,8 @@ class Roster:
         if slot.has_tick and agent.trigger is None:
             self.tickers[agent.name] = slot
         if record.retry_us is not None:
+            longest_s = LONGEST_BACKOFF_S if record.quarantined_us is None else PROBE_S
+            record.retry_us = min(record.retry_us, now_us + longest_s * 1_000_000)  # the clock may have been set back
             self._ailing.add(agent.name)
         if record.metadata != "{}":
             agent.metadata.clear()
@@ -161,13 +172,30 @@ class Roster:
         for alias in agent.aliases:
             record = self.records.get(alias)
             if record is not None and alias not in self.slots:
-                del self.records[alias]
-                self.records[agent.name] = record
+                self.rename(alias, agent.name)
                 self.journal.move("flag", agent.name, {"renamed_from": alias})
                 log.info("agent %s takes over state, statistics and cursors of %s", agent.name, alias)
-                record.name = agent.name
                 return record, alias
         return None, None
+
+    def rename(self, name: str, new_name: str) -> None:
+        """Give an agent that is not registered another name; a forgotten one that bore it gives it up."""
+        record = self.records.pop(name)
+        before = self._forgotten.pop(new_name, None)
+        if before is not None:
+            before.name = f"({new_name} {before.id})"
+            self._forgotten[before.name] = before
+            self.journal.commit.agents.pop(record.id, None)  # names are unique: the other one is written first
+            self.journal.changed(before)
+        self.records[new_name] = record
+        record.name = new_name
+        self.journal.changed(record)
+
+    def forget(self, name: str) -> None:
+        """Keep nothing of an agent that is not registered but its name."""
+        record = self.records.pop(name)
+        self.stats.pop(record.id, None)
+        self._forgotten[name] = record
 
     def remove(self, name: str) -> AgentSlot:
         """Take an agent out; what the database knows of it stays."""
@@ -219,7 +247,7 @@ class Roster:
     def release(self, name: str) -> AgentRecord:
         """End back-off and quarantine of an agent."""
         record = self.known(name)
-        record.failures, record.retry_us, record.quarantined_us = 0, None, None
+        self._mend(record)
         self.journal.changed(record)
         self.journal.move("flag", name, {"released": True})
         return record
@@ -259,9 +287,9 @@ class Roster:
                 stats.ticks += 1
             elif unit.kind == "event":
                 stats.events += 1
-            mended = unit.kind not in ("error", "shutdown")  # what runs whatever the agent's health proves nothing
-            if mended and (record.failures or record.retry_us is not None):
-                record.failures, record.retry_us, record.quarantined_us = 0, None, None
+            ailing = record.failures or record.deaths or record.retry_us is not None
+            if ailing and self._proves_health(record, unit):
+                self._mend(record)
                 self.journal.changed(record)
         elif unit.outcome in ("error", "timeout"):
             stats.errors += 1
@@ -279,7 +307,7 @@ class Roster:
         record.failures += 1
         if record.failures >= settings.backoff_after:
             self._ailing.add(slot.name)
-        if record.failures >= settings.quarantine_after:
+        if record.failures >= settings.quarantine_after or record.quarantined_us is not None:
             record.retry_us = unit.now_us + PROBE_S * 1_000_000
             if record.quarantined_us is None:
                 record.quarantined_us = unit.now_us
@@ -292,7 +320,12 @@ class Roster:
                 return [
                     loop_event(
                         "agent_quarantined",
-                        {"agent": slot.name, "failures": record.failures, "error": record.last_error},
+                        {
+                            "agent": slot.name,
+                            "failures": record.failures,
+                            "deaths": record.deaths,
+                            "error": record.last_error,
+                        },
                     )
                 ]
         elif record.failures >= settings.backoff_after:
@@ -300,6 +333,60 @@ class Roster:
             record.retry_us = unit.now_us + wait_s * 1_000_000
             log.warning("agent %s: %d errors in a row, next try in %d s", slot.name, record.failures, wait_s)
         return []
+
+    def _proves_health(self, record: AgentRecord, unit: Unit) -> bool:
+        """True where the success of this unit ends a back-off or a quarantine.
+
+        What runs whatever the agent's health proves nothing; nor does another hook than the one in which the
+        process died: a good `on_start` before each deadly `on_tick` would let it go on for ever.
+        """
+        if unit.kind in ("error", "shutdown"):
+            return False
+        return self._died_in.get(record.id, unit.kind) == unit.kind
+
+    def _mend(self, record: AgentRecord) -> None:
+        record.failures, record.deaths, record.retry_us, record.quarantined_us = 0, 0, None, None
+        self._died_in.pop(record.id, None)
+
+    def jumped(self, by_us: int) -> None:
+        """The wall clock was set: pauses take as long as they would have."""
+        for record in self.records.values():
+            if record.retry_us is not None:
+                record.retry_us += by_us
+                self.journal.changed(record)
+
+    # -- after the process died --
+
+    def blame(self, unit: NotedUnit, why: str, now_us: int) -> list[Emission]:
+        """Count that the process died while a unit ran; returns events of the loop that this makes.
+
+        `why` tells of the death, for `last_error`. Several units may have run: each is suspected, and the innocent
+        are acquitted by their next success.
+        """
+        record = self.records.get(unit.subject)
+        if record is None:
+            return []
+        record.deaths += 1
+        record.last_error, record.last_error_us = why[:500], now_us
+        if unit.kind not in ("error", "shutdown"):
+            self._died_in[record.id] = unit.kind
+        self.journal.changed(record)
+        limit = self.settings.quarantine_after_deaths
+        if not limit or record.deaths < limit:
+            return []
+        record.retry_us = now_us + PROBE_S * 1_000_000
+        if record.quarantined_us is not None:
+            return []
+        record.quarantined_us = now_us
+        log.error(
+            "agent %s is quarantined: %s; one probe an hour, or `ael agents release %s`", record.name, why, record.name
+        )
+        return [
+            loop_event(
+                "agent_quarantined",
+                {"agent": record.name, "failures": record.failures, "deaths": record.deaths, "error": why[:500]},
+            )
+        ]
 
     def next_retry_us(self, now_us: int) -> int | None:
         """Return when the next back-off of an enabled agent ends."""

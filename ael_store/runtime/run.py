@@ -15,7 +15,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Protocol
 
-from ael_store.clock import Bell, Clock, iso
+from ael_store.clock import Bell, Clock, HeldClock, iso
 from ael_store.errors import DiskFull
 from ael_store.model.records import Commit, Resumed
 from ael_store.model.state import State
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Parts", "Run"]
 
-FULL_LIMIT_S = 300.0
-"""How long a run waits for room on a full disk before it ends."""
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
+"""How long a commit waits for room before it is tried again; twice as long each time."""
 
 log = logging.getLogger("ael_store.loop")
 
@@ -89,7 +89,7 @@ class Run:
         self.bus = parts.bus
         self.scheduler = parts.scheduler
         self.context = parts.context
-        self.clock = parts.clock
+        self.clock = HeldClock(parts.clock)
         self.limits = limits
         self.bell = Bell()
         self.meter = Meter()
@@ -101,9 +101,12 @@ class Run:
         self.unstarted: set[str] = set()
         self.replies: list[tuple[Future[Any], Any, BaseException | None]] = []
         self.started_us = self.clock.now_us()
+        self.began = self.clock.monotonic()
         self.last_tick_us: int | None = None
         self.overrun_us = 0
         """Lost slots are warned of again from this instant."""
+        self.full_since_us: int | None = None
+        """Since when a commit waits for room on the disk; None while none does."""
         self.expire_us = 0
         """When the backlog of absent subscribers is looked at next."""
         self._loop = asyncio.get_running_loop()
@@ -114,7 +117,7 @@ class Run:
         self.journal = Journal(resumed, self.state, resumed.run_id + 1)
         self.roster = Roster(self.journal, self.settings, resumed)
         self.schedules = Schedules(self.journal, resumed.schedules, self.settings.timezone)
-        self.deliveries = Deliveries(self.journal, self.settings, resumed.subscriptions)
+        self.deliveries = Deliveries(self.journal, self.settings, resumed.subscriptions, resumed.requested)
         self.workbench = Workbench(self.state, self.clock, self.settings.slow_after, self._finished_late)
         self.workbench.threads.freed = self._thread_freed
         self.desk = Desk(
@@ -125,8 +128,19 @@ class Run:
             self.clock,
             limits,
             running=True,
+            scheduler=self.scheduler,
+            find_dead_letters=self.store.reader.dead_letter_records,
             paused=resumed.positions.get(PAUSED) == "true",
         )
+
+    def clock_was_set(self, by_us: int) -> None:
+        """The wall clock was set: what counts from a moment of this run keeps its distance, the rest stays."""
+        now_us = self.clock.now_us()
+        self.schedules.jumped(by_us, now_us)
+        self.roster.jumped(by_us)
+        self.deliveries.jumped(by_us)
+        self.journal.jumped(by_us)
+        self.overrun_us += by_us
 
     def wake(self) -> None:
         """Have the loop look for what is due."""
@@ -150,11 +164,25 @@ class Run:
             **more,
         )
 
+    def next_followup(self) -> Job | None:
+        """Return the next job that was put off, its unit as of now; None where there is none."""
+        if not self.followups:
+            return None
+        job = self.followups.popleft()
+        unit = job.unit
+        unit.iteration, unit.now_us, unit.seen_change_id = (
+            self.journal.iteration,
+            self.clock.now_us(),
+            self.state.change_id,
+        )
+        return job
+
     def add_agent(self, agent: AgentBase, now_us: int) -> None:
         """Register an agent with everything that belongs to it; its `on_start` is still to come."""
         slot, earlier_name = self.roster.add(agent, now_us)
         if earlier_name is not None:
             move_own_keys(self.desk, earlier_name, agent.name)
+            self.deliveries.rename(earlier_name, agent.name)
         agent._host = self.host
         self.schedules.add(slot, now_us)
         self.deliveries.attach_agent(slot, now_us)
@@ -168,6 +196,7 @@ class Run:
         self.wake()
 
     def _thread_freed(self, job: Job) -> None:
+        self.workbench.strike_out(job)
         if job.slot is not None and job.slot.busy is job:
             job.slot.busy = None
         self.wake()
@@ -194,23 +223,41 @@ class Run:
                 future.set_exception(error)
 
     async def _write(self, commit: Commit, take_from: int | None) -> None:
-        """Have the store write a commit; while the disk is full the same commit is tried again and no unit runs."""
-        pause_s, waited_s = 1.0, 0.0
+        """Have the store write a commit; while the disk is full the same commit is tried again and no unit runs.
+
+        A run that has not begun yet does not wait, and one that is to stop tries once more. Raises DiskFull then,
+        or when the limit is over.
+        """
+        pause_s, is_last = FIRST_PAUSE_S, False
         began = self.clock.monotonic()
-        while True:
-            try:
-                await self.store.commit(commit, take_from=take_from, holder=f"pid {os.getpid()}")
-            except DiskFull as error:
-                if self.stopping or waited_s >= FULL_LIMIT_S:
-                    raise
-                log.error("%s; trying again in %.0f s, no agent runs until then", error, pause_s)
-                await self.clock.wait(self.bell, self.clock.monotonic() + pause_s)
-                waited_s = self.clock.monotonic() - began  # less than the pause where something rang the bell
-                pause_s = min(2 * pause_s, 30.0)
-            else:
-                if waited_s:
-                    log.warning("the disk has room again: committed after %.0f s", waited_s)
-                return
+        limit_s = 0.0 if take_from is not None else self.settings.full_limit
+        try:
+            while True:
+                try:
+                    await self.store.commit(commit, take_from=take_from, holder=f"pid {os.getpid()}")
+                except DiskFull as error:
+                    left_s = began + limit_s - self.clock.monotonic()
+                    if is_last or left_s <= 0:
+                        raise
+                    is_last = self.stopping
+                    pause_s = min(FIRST_PAUSE_S if is_last else pause_s, left_s)
+                    self.full_since_us = self.full_since_us or self.clock.now_us()
+                    log.error("%s; trying again in %.0f s, no agent runs until then", error, pause_s)
+                    await self._pause(pause_s)
+                    pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                else:
+                    if self.full_since_us is not None:
+                        log.warning("there is room again: committed after %.0f s", self.clock.monotonic() - began)
+                    return
+        finally:
+            self.full_since_us = None
+
+    async def _pause(self, length_s: float) -> None:
+        """Wait; only a stop that comes meanwhile ends it early."""
+        until, was_stopping = self.clock.monotonic() + length_s, self.stopping
+        while self.stopping == was_stopping and self.clock.monotonic() < until:
+            await self.clock.wait(self.bell, until)
+        self.bell.ring()  # for whoever rang it meanwhile
 
     # -- asking --
 

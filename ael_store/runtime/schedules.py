@@ -1,7 +1,9 @@
 """Agents with a trigger of their own: when each fires next, kept in the database.
 
 A fire time that passed while the process was down, or while the agent was busy, fires once, late. `every` counts
-real time: when the wall clock jumps, its next fire time moves with it; a cron line keeps to the wall.
+real time: when the wall clock is set, its next fire time moves with it. A cron line keeps to the wall. What the clock
+skips fires once, late; what it repeats does not fire again, unless the line fires in each hour (it would be silent
+for as long as the clock was set back) or the clock was set back by more than a day, which puts an error right.
 """
 
 from __future__ import annotations
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
     from ael_store.runtime.roster import AgentSlot
 
 __all__ = ["Schedules"]
+
+DAY_US = 86_400_000_000
 
 
 class Schedules:
@@ -37,7 +41,9 @@ class Schedules:
         record = self.records.get(slot.record.id)
         if record is None or record.trigger != text:
             record = self.records[slot.record.id] = ScheduleRecord(slot.record.id, text, times.after(now_us), None)
-            self._moved(slot.name, record)
+            self._moved(record)
+        elif record.next_us is not None and record.next_us > now_us:
+            self._bring_forward(record, times, now_us)  # the clock may have been set back since
         self._armed[slot.name] = (slot, times)
 
     def remove(self, name: str) -> None:
@@ -66,7 +72,7 @@ class Schedules:
             record.next_us = last + times.period_us * (1 + (now_us - last) // times.period_us)
         else:
             record.next_us = times.after(max(last, now_us))
-        self._moved(slot.name, record)
+        self._moved(record)
 
     def jumped(self, by_us: int, now_us: int) -> None:
         """The wall clock was set: keep the distance of `every`, compute cron lines anew."""
@@ -76,9 +82,17 @@ class Schedules:
                 continue
             if times.period_us is not None:
                 record.next_us += by_us
-            elif by_us < 0 or record.next_us > now_us:
-                record.next_us = times.after(max(now_us, record.last_us or 0))
-            self._moved(slot.name, record)
+            elif record.next_us > now_us:
+                record.next_us = _next_on_the_wall(times, record, now_us, set_right=by_us < -DAY_US)
+            self._moved(record)
+
+    def _bring_forward(self, record: ScheduleRecord, times: FireTimes, now_us: int) -> None:
+        """After a restart: a fire time is no further away than it can be."""
+        assert record.next_us is not None
+        soonest_us = times.after(now_us) if times.period_us is not None else _next_on_the_wall(times, record, now_us)
+        if soonest_us is not None and soonest_us < record.next_us:
+            record.next_us = soonest_us
+            self._moved(record)
 
     def next_us(self, now_us: int) -> int | None:
         """Return the next fire time of an agent that can run now; the end of a back-off wakes by itself."""
@@ -89,7 +103,7 @@ class Schedules:
         ]
         return min(times, default=None)
 
-    def _moved(self, name: str, record: ScheduleRecord) -> None:
+    def _moved(self, record: ScheduleRecord) -> None:
         self.journal.commit.schedules[record.agent_id] = record
 
     def log_moves(self) -> None:
@@ -102,3 +116,11 @@ class Schedules:
                 "last_at": None if record.last_us is None else iso(record.last_us),
             }
             self.journal.move("schedule", names.get(record.agent_id, str(record.agent_id)), value)
+
+
+def _next_on_the_wall(times: FireTimes, record: ScheduleRecord, now_us: int, *, set_right: bool = False) -> int | None:
+    """Return when a cron line fires next, without what it has fired already."""
+    last_us = record.last_us
+    if last_us is None or set_right or times.each_hour or last_us - now_us > DAY_US:
+        return times.after(now_us)
+    return times.after(max(now_us, last_us))

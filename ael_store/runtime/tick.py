@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -28,11 +29,15 @@ from ael_store.runtime.current import current_unit
 from ael_store.runtime.journal import failure_of
 
 if TYPE_CHECKING:
+    from ael_store.model.records import DeadLetterRecord
     from ael_store.runtime.delivery import Subscription
     from ael_store.runtime.outside import Request
     from ael_store.runtime.roster import AgentSlot
+    from ael_store.store.unit_note import UnitNote
 
 __all__ = ["HookThreads", "Job", "Workbench"]
+
+log = logging.getLogger("ael_store.agents")
 
 CANCEL_PATIENCE_S = 1.0
 """How long a cancelled hook may take to end before it is left alone."""
@@ -49,15 +54,27 @@ class Job:
     background: bool = False
     slot: AgentSlot | None = None
     subscription: Subscription | None = None
+    letter: DeadLetterRecord | None = None
+    """The dead letter that is delivered again, beside the subscription's cursor."""
     result: Any = None
     error: BaseException | None = None
     started: float = 0.0
     timed_out: bool = False
     aborted: bool = False
     detached: bool = False
-    thread_busy: bool = False
+    still_runs: bool = False
+    """Its code runs: in a thread, or in a task that was left alone."""
+    limit: asyncio.TimerHandle | None = None
+    """What ends it in the background when it has run too long."""
     request: Request | None = None
     """The `transact` that waits for the result."""
+    noted: int = 0
+    """Where the note of what runs has it; 0 for nowhere."""
+
+    def __str__(self) -> str:
+        unit = self.unit
+        hook = "a function of transact" if self.request is not None else f"on_{unit.kind} of {unit.subject!r}"
+        return f"{hook} (iteration {unit.iteration})"
 
 
 class _Lane:
@@ -78,12 +95,17 @@ class Workbench:
         self.slow_after_s = slow_after_s
         self.threads = HookThreads()
         self.background: dict[Job, asyncio.Task[None]] = {}
+        self.left_alone: dict[Job, asyncio.Task[None]] = {}
+        """Hooks that do not end although they were cancelled."""
+        self.note: UnitNote | None = None
+        """Where units are noted as long as they run, for the case that one of them takes the process down."""
         self._finished_late = finished_late
+        self._lane = _Lane()
 
     async def run(self, next_job: Callable[[], Job | None], settle: Callable[[Job], None]) -> None:
         """Run jobs until there are none; `settle` is called with each before the next begins."""
         while True:
-            lane = _Lane()
+            self._lane = lane = _Lane()
             lane.task = asyncio.create_task(self._work(lane, next_job, settle), name="ael-lane")
             await self._watch(lane)
             if lane.task.done() and not lane.poisoned:
@@ -134,6 +156,7 @@ class Workbench:
                     await asyncio.wait({lane.task}, timeout=CANCEL_PATIENCE_S)
                     if not lane.task.done() and lane.job is job:
                         self._set_aside(lane, job)
+                        self._leave_alone(job)
                         return
                     continue
                 if ran_s >= self.slow_after_s:
@@ -143,6 +166,11 @@ class Workbench:
                 if job.limit_s:
                     wait_s = min(wait_s, job.limit_s - ran_s)
             await asyncio.wait({lane.task}, timeout=max(wait_s, 0.001))
+
+    def running(self) -> list[Job]:
+        """Return the jobs whose hooks have begun and not ended. From any thread."""
+        job = self._lane.job
+        return [*list(self.background), *([job] if job is not None and not job.detached else [])]
 
     # -- in the background --
 
@@ -168,31 +196,66 @@ class Workbench:
     def _limit(self, job: Job) -> None:
         if job.limit_s and not job.timed_out:
             left_s = job.limit_s - (self.clock.monotonic() - job.started)
-            asyncio.get_running_loop().call_later(max(0.0, left_s), self._time_out, job)
+            job.limit = asyncio.get_running_loop().call_later(max(0.0, left_s), self._time_out, job)
 
     def _time_out(self, job: Job) -> None:
         task = self.background.get(job)
         if task is not None and not job.timed_out:
             job.timed_out = True
             task.cancel()
+            asyncio.get_running_loop().call_later(CANCEL_PATIENCE_S, self._leave_alone, job)
+
+    def _leave_alone(self, job: Job) -> None:
+        """It has swallowed its cancellation: its unit ends without it, its agent is busy until it ends as well."""
+        task = self.background.get(job)
+        if task is None or task.done() or job.aborted:
+            return
+        log.warning("%s does not end although it was cancelled: it is left alone, and its agent waits for it", job)
+        del self.background[job]
+        self.left_alone[job] = task
+        job.still_runs = True
+        self._fail_late(job)
+        self._finished_late(job)
 
     def _end_in_background(self, job: Job) -> None:
+        if job.limit is not None:
+            job.limit.cancel()  # else it keeps the job until its time has come
+        if self.left_alone.pop(job, None) is not None:
+            job.still_runs = False
+            self.threads.freed(job)
+            return
         self.background.pop(job, None)
         self._finished_late(job)
 
     def abort(self) -> list[Job]:
         """Cancel everything in the background and return the jobs; what does not end is left alone."""
         jobs = list(self.background)
-        for job, task in self.background.items():
+        for job, task in [*self.background.items(), *self.left_alone.items()]:
             job.aborted = True
             task.cancel()
         return jobs
+
+    async def close(self) -> None:
+        """End the threads and tasks of hooks, as far as they end; nothing waits for the others any more."""
+        self.abort()
+        self.threads.close()
+        tasks = {*self.background.values(), *self.left_alone.values()}
+        if tasks:
+            await asyncio.wait(tasks, timeout=CANCEL_PATIENCE_S)
+        for task in tasks:
+            if not task.done():  # `asyncio.run` would wait for it for ever
+                asyncio._unregister_task(task)
+                task._log_destroy_pending = False  # type: ignore[attr-defined]
 
     # -- one hook --
 
     async def _execute(self, job: Job) -> None:
         unit = job.unit
         token = current_unit.set(unit)
+        note = self.note
+        if note is not None:
+            subject = unit.subject if job.slot is not None else f"({unit.subject})"
+            job.noted = note.begin(unit.iteration, unit.kind, subject)
         job.started = started = self.clock.monotonic()
         try:
             if job.threaded:
@@ -222,8 +285,19 @@ class Workbench:
             else:
                 unit.closed = True
         finally:
-            current_unit.reset(token)
+            try:  # noqa: SIM105 (a context manager costs more than all of this)
+                current_unit.reset(token)
+            except ValueError:  # it was left alone, and is thrown away in another context
+                pass
             unit.duration_us = int((self.clock.monotonic() - started) * 1_000_000)
+            if note is not None and not job.still_runs:
+                self.strike_out(job)
+
+    def strike_out(self, job: Job) -> None:
+        """Its code does not run any more: it can't be what takes the process down."""
+        if self.note is not None:
+            self.note.end(job.noted)
+            job.noted = 0
 
     @staticmethod
     def _fail_late(job: Job) -> None:
@@ -243,32 +317,30 @@ class HookThreads:
     async def run(self, job: Job) -> Any:
         """Run the job's hook in a thread, in a copy of this context."""
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Any] = loop.create_future()
+        future: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
         context = contextvars.copy_context()
         thread = self._idle.pop() if self._idle else _HookThread()
-        job.thread_busy = True
+        job.still_runs = True
 
         def ended(result: Any, error: BaseException | None) -> None:
             if self._closed:
                 thread.close()
             else:
                 self._idle.append(thread)
-            job.thread_busy = False
+            job.still_runs = False
             if future.cancelled():
                 self.freed(job)
             elif not future.done():
-                if error is None:
-                    future.set_result(result)
-                elif isinstance(error, StopIteration):
-                    future.set_exception(RuntimeError(f"the hook raised {error!r}"))
-                else:
-                    future.set_exception(error)
+                future.set_result((result, error))  # a future would not carry every error as it is
 
         thread.submit(loop, lambda: context.run(job.call), ended)
         try:
-            return await future
+            result, error = await future
         finally:
             future.cancel()
+        if error is not None:
+            raise error
+        return result
 
     def close(self) -> None:
         """End the idle threads now, and the others as soon as their hooks have ended."""

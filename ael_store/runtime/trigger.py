@@ -53,6 +53,11 @@ class FireTimes:
         self.period_us = period_us
         self._crons = crons
 
+    @property
+    def each_hour(self) -> bool:
+        """True for a cron line whose hour is `*`."""
+        return any(cron.each_hour for cron in self._crons)
+
     def after(self, last_us: int) -> int | None:
         """Return the first fire time after an instant (for `every`, counted from it); None where there is none."""
         if self.period_us is not None:
@@ -66,7 +71,7 @@ class _Cron:
 
     def __init__(self, zone: ZoneInfo, minute: str, hour: str, day: str, month: str, weekday: str) -> None:
         self._zone = zone
-        self._each_hour = hour.startswith("*")
+        self.each_hour = hour.startswith("*")
         self._local = CronTrigger(
             minute=minute, hour=hour, day=day, month=month, day_of_week=_weekdays(weekday), timezone=UTC
         )
@@ -94,7 +99,7 @@ class _Cron:
     def _instants(self, local: datetime) -> tuple[datetime, ...]:
         """Return when it is this local time: once, twice, or (where it is skipped) as long after the gap began."""
         one, two = (local.replace(tzinfo=self._zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-        if not self._each_hour or one == two:
+        if not self.each_hour or one == two:
             return (one,)
         return (one, two) if one < two else ()
 

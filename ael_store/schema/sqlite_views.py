@@ -10,10 +10,21 @@ from __future__ import annotations
 
 __all__ = ["VIEWS"]
 
+YEAR_1_S = 62_135_596_800
+"""Seconds from the year 1 to 1970."""
+
 
 def _time(column: str) -> str:
-    """ISO-8601 UTC text with microseconds of a column in microseconds."""
-    return f"strftime('%Y-%m-%dT%H:%M:%S', {column} / 1000000, 'unixepoch') || printf('.%06dZ', {column} % 1000000)"
+    """ISO-8601 UTC text with microseconds of a column in microseconds.
+
+    Counted from the year 1 and not from 1970, because SQLite's `/` and `%` round towards zero: before 1970 they would
+    give a second too much and a negative fraction.
+    """
+    since_year_1 = f"({column} + {YEAR_1_S}000000)"
+    return (
+        f"strftime('%Y-%m-%dT%H:%M:%S', {since_year_1} / 1000000 - {YEAR_1_S}, 'unixepoch') "
+        f"|| printf('.%06dZ', {since_year_1} % 1000000)"
+    )
 
 
 def _milliseconds(column: str) -> str:
@@ -105,7 +116,7 @@ VIEWS: dict[str, str] = {
         JOIN subscriptions s ON s.id = d.subscription_id
         JOIN events e ON e.id = d.event_id
         JOIN event_types y ON y.id = e.type_id
-        WHERE d.redelivered_us IS NULL""",
+        WHERE d.redelivered_us IS NULL AND s.ended_us IS NULL""",
     "v_tasks": f"""
         SELECT q.id AS id, a.name AS agent, q.name AS name, q.key AS key, q.status AS status,
                q.attempts AS attempts, q.priority AS priority, q.limit_name AS limit_name, q.args AS args,
@@ -123,7 +134,9 @@ VIEWS: dict[str, str] = {
         FROM runs r
         WHERE r.status = 'crashed' AND r.ended_us > {NOW} - 86400000000
         UNION ALL
-        SELECT 'quarantined_agent', a.name, a.failures || ' errors in a row; last: ' || coalesce(a.last_error, ''),
+        SELECT 'quarantined_agent', a.name,
+               CASE WHEN a.failures = 0 AND a.deaths > 0 THEN a.deaths || ' deaths of the process'
+                    ELSE a.failures || ' errors' END || ' in a row; last: ' || coalesce(a.last_error, ''),
                {_time("a.quarantined_us")}
         FROM agents a WHERE a.quarantined_us IS NOT NULL
         UNION ALL
@@ -134,7 +147,7 @@ VIEWS: dict[str, str] = {
         SELECT 'dead_letters', s.subscriber, count(*) || ' deliveries were given up; last: ' || max(d.error),
                {_time("min(d.failed_us)")}
         FROM dead_letters d JOIN subscriptions s ON s.id = d.subscription_id
-        WHERE d.redelivered_us IS NULL
+        WHERE d.redelivered_us IS NULL AND s.ended_us IS NULL
         GROUP BY s.subscriber
         UNION ALL
         SELECT 'lagging_subscriber', p.subscriber, p.waiting || ' events wait',
@@ -152,6 +165,10 @@ VIEWS: dict[str, str] = {
         FROM (SELECT sum(i.missed) AS lost, min(i.started_us) AS first FROM iterations i
               WHERE i.missed > 0 AND i.id > (SELECT max(id) FROM iterations) - 36000
                 AND i.started_us > {NOW} - 3600000000) o
-        WHERE o.lost > 0""",
+        WHERE o.lost > 0
+        UNION ALL
+        SELECT 'paused_loop', 'loop', trim(p.value, '"'), {_time("CAST(s.value AS INTEGER)")}
+        FROM positions p LEFT JOIN positions s ON s.name = 'paused_since'
+        WHERE p.name = 'paused_because' AND p.value <> 'null'""",
 }
 VIEWS = {name: text.strip() for name, text in VIEWS.items()}

@@ -21,6 +21,7 @@ from sqlalchemy import (
     Column,
     ForeignKey,
     Integer,
+    LargeBinary,
     MetaData,
     Table,
     Text,
@@ -50,6 +51,10 @@ OUTCOMES = {"success": 0, "error": 1, "timeout": 2, "conflict": 3, "cancelled": 
 
 def _table(name: str, *columns: SchemaItem, comment: str) -> Table:
     return Table(name, metadata, *columns, comment=comment, sqlite_strict=True)
+
+
+def _digest(of: str = "this row") -> Column[int]:
+    return Column("digest", Int, comment=f"digest of {of} (`store/digest.py`); NULL where it is older than digests")
 
 
 def _id(comment: str) -> Column[int]:
@@ -91,6 +96,7 @@ runs = _table(
     Column("version", Text, nullable=False, comment="version of ael_store"),
     Column("token", Int, nullable=False, comment="its fencing token"),
     Column("tick_rate", Text, nullable=False, comment="period of ticks in seconds, as text"),
+    _digest(),
     CheckConstraint("status IN ('running', 'stopped', 'crashed')", name="status"),
     comment="One row for each life of a process that owned the loop.",
 )
@@ -102,6 +108,7 @@ commits = _table(
     Column("iteration", Int, nullable=False, comment="the last iteration begun, 0 before the first"),
     Column("run_id", Int, comment="the run that committed; NULL for a command without a loop"),
     Column("at_us", Int, nullable=False, comment="when it was committed"),
+    Column("seal", LargeBinary, comment="digests of what it wrote; NULL where it is older than digests"),
     CheckConstraint("kind IN ('start', 'shutdown', 'command')", name="kind"),
     comment="Commits other than those of iterations, which are described by their rows in `iterations`.",
 )
@@ -119,6 +126,7 @@ iterations = _table(
     Column("events", Int, nullable=False, comment="events emitted"),
     Column("missed", Int, nullable=False, comment="slots of the clock that were lost before it"),
     Column("tick_id", Int, nullable=False, comment="the last row of `ticks` before it"),
+    Column("seal", LargeBinary, comment="digests of what its commit wrote, in the last iteration of each commit"),
     comment="One row for each time the loop went round.",
 )
 
@@ -160,6 +168,14 @@ agents = _table(
     Column("last_error", Text, comment="type and message of its last failure"),
     Column("last_error_us", Int, comment="when it failed last"),
     Column("created_us", Int, nullable=False, comment="when it was first registered"),
+    Column(
+        "deaths",
+        Int,
+        nullable=False,
+        server_default="0",
+        comment="how often in a row the process died while one of its hooks ran",
+    ),
+    _digest(),
     comment="Agents that this database has known.",
 )
 
@@ -174,6 +190,7 @@ agent_stats = _table(
     Column("max_us", Int, nullable=False, comment="longest of these durations"),
     Column("ewma_us", Int, nullable=False, comment="moving average of these durations, weight 1/8 for the newest"),
     Column("last_tick_us", Int, comment="when its last tick began"),
+    _digest(),
     comment="Statistics of each agent; narrow, so that a hundred agents share a page.",
 )
 
@@ -206,6 +223,7 @@ events = _table(
     Column("metadata", Text, comment="its metadata, as JSON text; NULL where it is empty"),
     Column("timestamp_us", Int, comment="when it was emitted; NULL where that is the `started_us` of its tick"),
     Column("tick_id", Int, nullable=False, comment="the unit that emitted it"),
+    Column("hops", Int, comment="how many handlers of events led to it, one after another; NULL for none"),
     comment="Every event that was emitted.",
 )
 
@@ -268,6 +286,7 @@ subscriptions = _table(
         server_default="0",
         comment="events skipped because the subscriber was away too long",
     ),
+    _digest("this row and its patterns"),
     comment="Cursors: how far each subscriber has come in the event log.",
 )
 
@@ -299,9 +318,11 @@ dead_letters = _table(
     Column("event_id", Int, nullable=False, comment="the event"),
     Column("attempts", Int, nullable=False, comment="how often it was tried"),
     Column("error", Text, nullable=False, comment="type and message of the last failure"),
-    Column("tick_id", Int, nullable=False, comment="the unit of the last attempt"),
+    Column("tick_id", Int, nullable=False, comment="the unit of the last attempt; without one, that which emitted it"),
     Column("failed_us", Int, nullable=False, comment="when it was given up"),
     Column("redelivered_us", Int, comment="when it was delivered after all; NULL while it waits"),
+    Column("requested_us", Int, comment="when an operator asked for another delivery; NULL where none is due"),
+    _digest(),
     comment="Deliveries that were given up.",
 )
 
@@ -315,6 +336,8 @@ delayed_events = _table(
     Column("metadata", Text, comment="its metadata, as JSON text"),
     Column("tick_id", Int, nullable=False, comment="the unit that emitted it"),
     Column("event_id", Int, comment="the event that it became; NULL while it waits"),
+    Column("hops", Int, comment="how many handlers of events led to it; NULL for none"),
+    _digest(),
     comment="Events that were emitted to happen later.",
 )
 
@@ -324,14 +347,16 @@ schedules = _table(
     Column("trigger", Text, nullable=False, comment="as the agent gave it"),
     Column("next_us", Int, comment="next fire time; NULL where there is none"),
     Column("last_us", Int, comment="last fire time"),
+    _digest(),
     comment="When agents with a trigger fire.",
 )
 
 positions = _table(
     "positions",
-    Column("name", Text, primary_key=True, comment="the strategy it belongs to"),
+    Column("name", Text, primary_key=True, comment="a strategy, or `paused`, `paused_because`, `paused_since`"),
     Column("value", Text, nullable=False, comment="its position, as JSON text"),
-    comment="Where the scheduler stands, so that fairness survives a restart.",
+    _digest(),
+    comment="Where the scheduler stands, so that fairness survives a restart, and whether the loop is paused.",
 )
 
 moves = _table(
@@ -385,4 +410,25 @@ tasks = _table(
         name="status",
     ),
     comment="Work outside the loop; written by a later revision of the program, readable from the first.",
+)
+
+row_digests = _table(
+    "row_digests",
+    Column("kind", Text, primary_key=True, comment="the table: `state_changes`, `events` or `commands`"),
+    Column("row_id", Int, primary_key=True, autoincrement=False, comment="the row"),
+    Column("digest", Int, nullable=False, comment="digest of the row as it was when it was committed"),
+    Column("why", Text, nullable=False, comment="`redacted`: its value was blanked since"),
+    CheckConstraint("why IN ('redacted', 'base')", name="why"),
+    comment="Digests of history rows whose content is not what it was, so that the seal of their commit still holds.",
+)
+
+agent_totals = _table(
+    "agent_totals",
+    Column("agent_id", Int, ForeignKey("agents.id"), primary_key=True, autoincrement=False, comment="the agent"),
+    Column("tick_id", Int, nullable=False, comment="the last unit that is counted here, or was forgotten"),
+    Column("ticks", Int, nullable=False, comment="successful ticks up to it that count"),
+    Column("errors", Int, nullable=False, comment="units up to it that ended in error or timeout and count"),
+    Column("events", Int, nullable=False, comment="events handled up to it that count"),
+    _digest(),
+    comment="What units counted whose rows are gone, or do not count any more: recounting begins here.",
 )

@@ -1,67 +1,223 @@
-"""A verified copy of a database beside it, made while others may read and write."""
+"""A verified copy of a database, made while others may read and write.
+
+A backup has its name only once it is whole, checked and durable; what a killed process leaves is a file with a
+leading dot, which the next backup into the same folder removes.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from ael_store.clock import SystemClock, from_us
-from ael_store.errors import StorageFailed
-from ael_store.store.revision import current_revision, reading
-from ael_store.store.whole_file import discard, publish, reserve, sync
+from ael_store.errors import DatabaseDamaged, DatabaseNotUsable, NotADatabase, OwnedElsewhere, StorageFailed, UsageError
+from ael_store.store.advice import advice
+from ael_store.store.lock import current_holder
+from ael_store.store.revision import HEAD, current_revision, reading
+from ael_store.store.schema_check import check
+from ael_store.store.verify import verify
+from ael_store.store.whole_file import discard, publish, replace, reserve, sync
 
-__all__ = ["back_up", "require_space"]
+__all__ = [
+    "BESIDE",
+    "BackupReport",
+    "back_up",
+    "copy_database",
+    "make_backup",
+    "need_space",
+    "require_space",
+    "size_of",
+    "verified_copy",
+]
+
+Tell = Callable[[str], None]
+
+SILENCE_S = 2.0
+"""How long a copy may take before its progress is told, and the time from one line to the next."""
+
+BESIDE = ("-wal", "-shm", "-journal")
+"""What SQLite keeps beside a database."""
+
+
+@dataclass(frozen=True, slots=True)
+class BackupReport:
+    """A backup that was made."""
+
+    path: Path
+    bytes: int
+    revision: str
+    iteration: int
+    """The last iteration that it holds, 0 where there is none."""
+
+
+# -- what an upgrade does first ---------------------------------------------------------------------
 
 
 def require_space(path: Path) -> None:
     """Refuse to begin where the disk can't hold a backup and a rebuilt table beside the database."""
-    size = path.stat().st_size
-    with contextlib.suppress(FileNotFoundError):
-        size += path.with_name(path.name + "-wal").stat().st_size
-    free = shutil.disk_usage(path.parent).free
-    if free < 2 * size:
-        raise StorageFailed(
-            f"{path.parent} has {_megabytes(free)} free, the upgrade of {path} needs {_megabytes(2 * size)} "
-            "(twice the database): free some space and start again; nothing was changed"
-        )
+    need_space(path.parent, 2 * size_of(path), f"the upgrade of {path}", "twice the database")
 
 
-def _megabytes(size: int) -> str:
-    return f"{size / 1_000_000:.1f} MB"
+def back_up(path: Path, tell: Tell) -> Path:
+    """Make a checked copy beside the database and return its path, which names its revision and time.
 
-
-def back_up(path: Path, tell: Callable[[str], None]) -> Path:
-    """Make a verified copy beside the database and return its path, which names its revision and time.
-
-    It has its name only once it is whole and durable.
+    Checked is its structure; whether the database is what was committed is not the upgrade's question.
     """
-    tell(f"backing up {path} ({_megabytes(path.stat().st_size)})")
-    temporary = reserve(path, "bak")
+    return make_backup(path, path.parent, tell, prove=False).path
+
+
+# -- `ael db backup` --------------------------------------------------------------------------------
+
+
+def make_backup(path: Path, out: Path, tell: Tell, *, force: bool = False, prove: bool = True) -> BackupReport:
+    """Copy a database to the file `out`, or into the folder `out` under a name that tells its revision and time.
+
+    Only reads the database, which may be in use. With `force` a file that is there is replaced, at once and whole;
+    without `prove` the copy is checked by SQLite alone, and not by `verify`.
+    Raises UsageError where `out` exists, OwnedElsewhere where it is a database in use, StorageFailed where space is
+    short or the disk fails, DatabaseDamaged where the copy does not pass; nothing has the name `out` then.
+    """
+    path, out = path.resolve(), out.absolute()
+    target = out / path.name if out.is_dir() else out
+    if not out.is_dir():
+        _check_target(path, target, force)
+    if not target.parent.is_dir():
+        raise DatabaseNotUsable(f"{target} can't be created: there is no folder {target.parent}; create it first")
+    if current_revision(path) is None:
+        raise NotADatabase(f"{path} is empty: there is nothing to back up")
+    size = size_of(path)
+    need_space(target.parent, size, f"the backup of {path}", "the database")
+    tell(f"backing up {path} ({megabytes(size)})")
+    temporary = reserve(target, "bak")
     try:
-        with reading(path) as connection:
-            connection.execute("VACUUM INTO ?", (str(temporary),))
-        revision = _verified_revision(temporary)
+        copy_database(path, temporary, tell)
         sync(temporary)
-        made = from_us(SystemClock().now_us()).strftime("%Y%m%dT%H%M%SZ")
-        name = f"{path.name}.bak-{revision}-{made}"
-        target = path.with_name(name)
-        more = 1
-        while not publish(temporary, target):
-            more += 1
-            target = path.with_name(f"{name}-{more}")
+        report = verified_copy(temporary, path, tell, prove=prove)
+        if out.is_dir():
+            target = _name_in_folder(temporary, target, report.revision)
+        elif force:
+            _check_target(path, target, force)
+            replace(temporary, target)
+        elif not publish(temporary, target):
+            raise _taken(target)
     finally:
         discard(temporary)
     tell(f"backup {target} is made and verified")
+    return BackupReport(target, report.bytes, report.revision, report.iteration)
+
+
+def _name_in_folder(temporary: Path, like: Path, revision: str) -> Path:
+    """Give a backup a name of its own in a folder and return it."""
+    made = from_us(SystemClock().now_us()).strftime("%Y%m%dT%H%M%SZ")
+    name = f"{like.name}.bak-{revision}-{made}"
+    target = like.with_name(name)
+    more = 1
+    while not publish(temporary, target):
+        more += 1
+        target = like.with_name(f"{name}-{more}")
     return target
 
 
-def _verified_revision(path: Path) -> str:
-    """Return the revision of a fresh copy; raises StorageFailed where it is not a sound database."""
-    revision = current_revision(path)
-    with reading(path) as connection:
-        result = [row[0] for row in connection.execute("PRAGMA integrity_check(5)")]
-    if revision is None or result != ["ok"]:
-        raise StorageFailed(f"the backup {path} can't be trusted ({'; '.join(result)}): check the disk")
-    return revision
+def _check_target(path: Path, target: Path, force: bool) -> None:
+    """Refuse a name that belongs to something else."""
+    if target in (path, *(path.with_name(path.name + end) for end in (*BESIDE, ".lock"))):
+        raise UsageError(f"{target} belongs to the database itself: name another file")
+    for end in BESIDE:  # a copy of that name would be read together with somebody else's log
+        if os.path.lexists(target.with_name(target.name + end)):
+            raise OwnedElsewhere(
+                f"{target.name}{end} lies in {target.parent}, so a database {target.name} is or was in use there: "
+                "name another file"
+            )
+    if not os.path.lexists(target):
+        return
+    if not force:
+        raise _taken(target)
+    if target.exists() and (target.samefile(path) or not target.is_file()):
+        raise UsageError(f"{target} can't be replaced by a backup: name another file")
+    if (holder := current_holder(target)) is not None:
+        raise OwnedElsewhere(f"{target} is owned by {holder}: name another file")
+
+
+def _taken(target: Path) -> UsageError:
+    return UsageError(f"{target} exists; name another file or a folder, or replace it with --force")
+
+
+# -- copying and verifying --------------------------------------------------------------------------
+
+
+def copy_database(path: Path, temporary: Path, tell: Tell) -> None:
+    """Write what a database holds at this moment into an empty file, by SQLite; tells how far it is."""
+    with _telling(temporary, size_of(path), tell), reading(path) as connection:
+        connection.execute("VACUUM INTO ?", (str(temporary),))
+
+
+@contextlib.contextmanager
+def _telling(temporary: Path, expected: int, tell: Tell) -> Iterator[None]:
+    """Tell now and then how much of a file is written; only its size is looked at."""
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(SILENCE_S):
+            with contextlib.suppress(OSError):
+                tell(f"{megabytes(temporary.stat().st_size)} of at most {megabytes(expected)} are written")
+
+    thread = threading.Thread(target=watch, name="ael-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def verified_copy(temporary: Path, source: Path, tell: Tell, *, prove: bool = True) -> BackupReport:
+    """Say what a fresh copy holds; raises DatabaseDamaged where it can't be trusted."""
+    revision = current_revision(temporary)
+    with reading(temporary) as connection:
+        found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(5)")]
+        problems = [line for line in found if line != "ok"]
+        iteration = 0
+        if not problems:
+            iteration = connection.execute("SELECT coalesce(max(id), 0) FROM iterations").fetchone()[0]
+    if prove and not problems and revision is not None:
+        oddities = check(temporary).problems  # tables of a user, for example: a copy of them is a good copy
+        for oddity in oddities:
+            tell(f"{source}: {oddity}")
+        if revision == HEAD:
+            problems = [problem for problem in verify(temporary).problems if problem not in oddities]
+    if problems or revision is None:
+        raise DatabaseDamaged(
+            f"a copy of {source} does not pass the check ({'; '.join(problems[:5]) or 'it is empty'}), so it was not "
+            f"kept; {advice(source)}"
+        )
+    return BackupReport(temporary, temporary.stat().st_size, revision, iteration)
+
+
+# -- space ------------------------------------------------------------------------------------------
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of a database and its log."""
+    size = path.stat().st_size
+    with contextlib.suppress(FileNotFoundError):
+        size += path.with_name(path.name + "-wal").stat().st_size
+    return size
+
+
+def need_space(folder: Path, size: int, what: str, why: str) -> None:
+    """Raise StorageFailed where a folder has less than `size` bytes free."""
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise StorageFailed(
+            f"{folder} has {megabytes(free)} free, {what} needs {megabytes(size)} ({why}): "
+            "free some space and start again; nothing was changed"
+        )
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1_000_000:.1f} MB"

@@ -16,7 +16,7 @@ from ael_store.clock import SystemClock
 from ael_store.errors import DatabaseNotUsable
 from ael_store.schema.sqlite_views import VIEWS
 from ael_store.schema.tables import metadata
-from ael_store.store.revision import HEAD, explain, migration_engine
+from ael_store.store.revision import HEAD, explain, migration_engine, refuse_half_restored
 from ael_store.store.whole_file import discard, publish, reserve, sync
 
 __all__ = ["create_database", "create_schema", "describe_database", "exists"]
@@ -33,6 +33,7 @@ def create_database(path: Path) -> None:
     Does nothing where a file of that name exists, also one that appeared meanwhile. Raises DatabaseNotUsable
     where the folder is missing or can't be written, StorageFailed where the disk is full.
     """
+    refuse_half_restored(path)
     if exists(path):
         return
     temporary = reserve(path, "new")

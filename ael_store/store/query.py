@@ -1,8 +1,9 @@
 """One SQL statement of a user, which can only read: `ael sql`.
 
-Four fences, each enough for most of it: the file is opened read-only, SQLite refuses writes (`query_only`), an
+Five fences, each enough for most of it: the file is opened read-only, SQLite refuses writes (`query_only`), an
 authorizer knows the few actions that reading takes and refuses all others (ATTACH would create files, PRAGMA
-would change the connection), and a time limit ends what takes too long.
+would change the connection), nothing may be larger than a few values, and a time limit ends what takes too long.
+SQLite looks at the clock between two instructions; for one that does not end a second thread does.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ from __future__ import annotations
 import contextlib
 import re
 import sqlite3
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,15 @@ from ael_store.store.revision import explain, reading
 __all__ = ["QueryFailed", "query"]
 
 ROWS = 200
+BATCH_BYTES = 4_194_304
+"""Rows are taken up together until they hold so much."""
+
+LONGEST = 67_108_864
+"""The longest text or blob that a statement may make: values are smaller, and what is not would fill the memory."""
+
+PATIENCE_S = 1.0
+"""How long a single instruction may go on when the time is over."""
+
 STEPS = 1000
 """Instructions of SQLite between two looks at the clock: a fraction of a millisecond."""
 
@@ -75,9 +86,13 @@ class QueryFailed(AelError):
     """SQLite refused a statement or it took too long; the message says where."""
 
 
-def query(path: Path, sql: str, *, timeout_s: float) -> Iterator[list[str] | Row]:
+def query(
+    path: Path, sql: str, *, timeout_s: float, give_up: Callable[[QueryFailed], None] | None = None
+) -> Iterator[list[str] | Row]:
     """Yield the names of the columns, then the rows. The time that the caller takes for them does not count.
 
+    `give_up` is called, in another thread, where the time is over and SQLite is inside an instruction that can't be
+    interrupted (a search of a text of megabytes in another one): only the end of the process ends that.
     Raises QueryFailed, UsageError where there is not exactly one statement, and what opening a database raises.
     """
     if not _has_statement(sql):
@@ -90,7 +105,9 @@ def query(path: Path, sql: str, *, timeout_s: float) -> Iterator[list[str] | Row
             with contextlib.suppress(sqlite3.OperationalError):  # not in this build of SQLite
                 connection.execute(f"EXPLAIN SELECT * FROM {function}")
         connection.text_factory = lambda raw: raw.decode("utf-8", "replace")
-        fence = _Fence(timeout_s)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, LONGEST)
+        connection.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
+        fence = _Fence(timeout_s, give_up)
         connection.set_authorizer(fence.authorize)
         connection.set_progress_handler(fence.is_over, STEPS)
         try:
@@ -102,31 +119,45 @@ def query(path: Path, sql: str, *, timeout_s: float) -> Iterator[list[str] | Row
 class _Fence:
     """The limits of one statement."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, give_up: Callable[[QueryFailed], None] | None) -> None:
         self.timeout_s = timeout_s
+        self.give_up = give_up
         self.left_s = timeout_s
         self.deadline = 0.0
         self.refused = ""
 
     def rows(self, connection: sqlite3.Connection, sql: str) -> Iterator[list[str] | Row]:
-        self._begin()
-        cursor = connection.execute(sql)
-        rows = cursor.fetchmany(ROWS)
-        self._pause()
+        with self._working():
+            cursor = connection.execute(sql)
+            rows = _batch(cursor)
         if cursor.description is None:
             raise UsageError("this statement returns no rows; `ael sql` takes one SELECT")
         yield [column[0] for column in cursor.description]
         while rows:
             yield from rows
-            self._begin()
-            rows = cursor.fetchmany(ROWS)
-            self._pause()
+            with self._working():
+                rows = _batch(cursor)
 
-    def _begin(self) -> None:
+    @contextlib.contextmanager
+    def _working(self) -> Iterator[None]:
         self.deadline = time.monotonic() + self.left_s
+        watch = threading.Timer(max(0.0, self.left_s) + PATIENCE_S, self._lose_patience)
+        watch.daemon = True
+        if self.give_up is not None:
+            watch.start()
+        try:
+            yield
+        finally:
+            watch.cancel()
+            self.left_s = self.deadline - time.monotonic()
 
-    def _pause(self) -> None:
-        self.left_s = self.deadline - time.monotonic()
+    def _lose_patience(self) -> None:
+        if self.give_up is not None:
+            self.give_up(self.took_too_long())
+
+    def took_too_long(self) -> QueryFailed:
+        """Return the error."""
+        return QueryFailed(f"the statement took longer than {self.timeout_s:g} s and was ended; --timeout allows more")
 
     def is_over(self) -> int:
         return time.monotonic() > self.deadline
@@ -145,6 +176,18 @@ class _Fence:
         subject = {sqlite3.SQLITE_PRAGMA: first, sqlite3.SQLITE_FUNCTION: second}.get(action)
         self.refused = self.refused or (f"{name} {subject}" if subject else name)
         return sqlite3.SQLITE_DENY
+
+
+def _batch(cursor: sqlite3.Cursor) -> list[Row]:
+    """Return the next rows: not many, and not many bytes."""
+    rows: list[Row] = []
+    size = 0
+    for row in cursor:
+        rows.append(row)
+        size += sum(len(cell) for cell in row if isinstance(cell, str | bytes))
+        if len(rows) >= ROWS or size >= BATCH_BYTES:
+            break
+    return rows
 
 
 _ACTIONS = {
@@ -193,7 +236,7 @@ def _explain(error: sqlite3.Error, fence: _Fence, connection: sqlite3.Connection
     code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_MISUSE) & 0xFF
     text = str(error)
     if code == sqlite3.SQLITE_INTERRUPT:
-        return QueryFailed(f"the statement took longer than {fence.timeout_s:g} s and was ended; --timeout allows more")
+        return fence.took_too_long()
     if fence.refused:
         return QueryFailed(f"{fence.refused} is not allowed here: `ael sql` only reads")
     if "one statement" in text:

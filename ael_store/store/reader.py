@@ -7,7 +7,9 @@ through the public views; what a run resumes with comes from the tables.
 from __future__ import annotations
 
 import gc
+import json
 import re
+import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ from ael_store.model.event import EventRecord, glob_of
 from ael_store.model.records import (
     AgentRecord,
     AgentStats,
+    DeadLetterRecord,
     DelayedRecord,
     Resumed,
     RunRecord,
@@ -29,9 +32,14 @@ from ael_store.model.records import (
 )
 from ael_store.model.state import Cell
 from ael_store.schema.tables import metadata
+from ael_store.store.foreign_code import refuse_foreign_views
+from ael_store.store.revision import HEAD
 from ael_store.store.sqlite import read_engine, translate
 
 __all__ = ["Reader"]
+
+RECENT_RUNS = 100
+"""How many runs a new one looks back on."""
 
 T = metadata.tables
 Row = dict[str, Any]
@@ -43,6 +51,7 @@ class Reader:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.engine: Engine = read_engine(path)
+        self._views_are_ours = False
 
     def close(self) -> None:
         self.engine.dispose()
@@ -53,8 +62,13 @@ class Reader:
         try:
             with self.engine.connect() as connection:
                 connection.exec_driver_sql("BEGIN")
+                if not self._views_are_ours:  # what they answer is what everything below believes
+                    raw: Any = connection.connection.dbapi_connection
+                    if raw.execute("SELECT version_num FROM alembic_version").fetchall() == [(HEAD,)]:
+                        refuse_foreign_views(raw, self.path)
+                    self._views_are_ours = True
                 yield connection
-        except DBAPIError as error:
+        except (DBAPIError, sqlite3.Error, UnicodeDecodeError) as error:
             raise translate(error, self.path) from error
 
     def rows(self, sql: str, **parameters: Any) -> list[Row]:
@@ -78,8 +92,8 @@ class Reader:
             if keys is not None:
                 state = state.where(T["keys"].c.name.in_(list(keys)))
             cells = _cells(connection, state)
-            agents = {row[1]: AgentRecord(*row) for row in connection.execute(select(T["agents"])) if row[0] > 0}
-            stats = {row[0]: AgentStats(*row) for row in connection.execute(select(T["agent_stats"]))}
+            agents = {row[1]: AgentRecord(*row) for row in connection.execute(_records("agents")) if row[0] > 0}
+            stats = {row[0]: AgentStats(*row) for row in connection.execute(_records("agent_stats"))}
             patterns: dict[int, list[str]] = {}
             for number, pattern, _glob in connection.execute(
                 select(T["subscription_patterns"]).order_by(T["subscription_patterns"].c.pattern)
@@ -88,7 +102,7 @@ class Reader:
             subscriptions = [
                 SubscriptionRecord(*row)
                 for row in connection.execute(
-                    select(T["subscriptions"]).where(T["subscriptions"].c.ended_us.is_(None)).order_by("id")
+                    _records("subscriptions").where(T["subscriptions"].c.ended_us.is_(None)).order_by("id")
                 )
             ]
             for record in subscriptions:
@@ -96,20 +110,36 @@ class Reader:
             delayed = [
                 DelayedRecord(*row)
                 for row in connection.execute(
-                    select(T["delayed_events"]).where(T["delayed_events"].c.event_id.is_(None)).order_by("due_us", "id")
+                    _records("delayed_events").where(T["delayed_events"].c.event_id.is_(None)).order_by("due_us", "id")
                 )
             ]
-            schedules = {row[0]: ScheduleRecord(*row) for row in connection.execute(select(T["schedules"]))}
+            letters = T["dead_letters"]
+            live = select(T["subscriptions"].c.id).where(T["subscriptions"].c.ended_us.is_(None))
+            requested = [
+                DeadLetterRecord(*row)
+                for row in connection.execute(
+                    _records("dead_letters")
+                    .where(letters.c.requested_us.is_not(None), letters.c.redelivered_us.is_(None))
+                    .where(letters.c.subscription_id.in_(live))
+                    .order_by("requested_us", "id")
+                )
+            ]
+            schedules = {row[0]: ScheduleRecord(*row) for row in connection.execute(_records("schedules"))}
             positions = {row[0]: row[1] for row in connection.execute(select(T["positions"]))}
-            run = connection.execute(select(T["runs"]).order_by(T["runs"].c.id.desc()).limit(1)).first()
+            runs = [
+                RunRecord(*row)
+                for row in connection.execute(_records("runs").order_by(T["runs"].c.id.desc()).limit(RECENT_RUNS))
+            ]
             last = (
                 connection.execute(select(T["iterations"]).order_by(T["iterations"].c.id.desc()).limit(1))
                 .mappings()
                 .first()
             )
 
+            given = _given_out(connection)
+
             def newest(table: str) -> int:
-                return connection.execute(select(func.max(T[table].c.id))).scalar() or 0
+                return max(connection.execute(select(func.max(T[table].c.id))).scalar() or 0, given.get(table, 0))
 
             return Resumed(
                 cells=cells,
@@ -117,11 +147,13 @@ class Reader:
                 stats=stats,
                 subscriptions=subscriptions,
                 delayed=delayed,
+                requested=requested,
                 schedules=schedules,
                 positions=positions,
-                last_run=None if run is None else RunRecord(*run),
+                last_run=runs[0] if runs else None,
+                recent_runs=runs,
                 token=connection.execute(select(T["lease"].c.token)).scalar_one(),
-                iteration=0 if last is None else last["id"],
+                iteration=max(0 if last is None else last["id"], given.get("iterations", 0)),
                 clock=0 if last is None else last["clock"],
                 last_started_us=None if last is None else last["started_us"],
                 commit_id=max(newest("commits"), 0 if last is None else last["commit_id"]),
@@ -147,17 +179,69 @@ class Reader:
             return list(connection.execute(select(T["event_types"].c.name)).scalars())
 
     def pending(self, types: Sequence[str], after: int, until: int, limit: int) -> list[EventRecord]:
-        """Return the first events of these types with `after < id <= until`, in order."""
+        """Return the first events of these types with `after < id <= until`, in order.
+
+        The index gives the events of one type in order, those of several have to be sorted: so the log is looked
+        through in pieces, or a long backlog would be sorted for each handful that is taken from its beginning.
+        """
         e, y = T["events"], T["event_types"]
-        query = _event_records().where(e.c.id > after, e.c.id <= until).order_by(e.c.id).limit(limit)
+        query = _event_records().order_by(e.c.id).limit(limit)
         records: list[EventRecord] = []
+        step = until - after if len(types) == 1 else 4 * limit
         with self.connect() as connection:
-            for start in range(0, len(types), 500):
-                chunk = query.where(y.c.name.in_(types[start : start + 500]))
-                records += [EventRecord(*row) for row in connection.execute(chunk)]
-        if len(types) > 500:
-            records.sort(key=lambda record: record.id)
+            while after < until and len(records) < limit:
+                end = min(until, after + step)
+                found: list[EventRecord] = []
+                for start in range(0, len(types), 500):
+                    piece = query.where(e.c.id > after, e.c.id <= end, y.c.name.in_(types[start : start + 500]))
+                    found += [EventRecord(*row) for row in connection.execute(piece)]
+                if len(types) > 500:
+                    found.sort(key=lambda record: record.id)
+                records += found
+                after, step = end, 4 * step
         return records[:limit]
+
+    def events_of(self, ids: Sequence[int]) -> list[EventRecord]:
+        """Return the events with these numbers that are in the log, in order."""
+        query = _event_records().where(T["events"].c.id.in_(ids)).order_by(T["events"].c.id)
+        with self.connect() as connection:
+            return [EventRecord(*row) for row in connection.execute(query)]
+
+    def dead_letter_records(
+        self,
+        *,
+        event_id: int | None = None,
+        subscriber: str | None = None,
+        type: str | None = None,
+        limit: int = 100,
+    ) -> list[tuple[DeadLetterRecord, str, bool]]:
+        """Return open dead letters in order of the events, each with its subscriber and whether its cursor ended.
+
+        With `event_id` all of that event, else those whose delivery is not asked for yet, of live cursors.
+        """
+        d, s, e, y = T["dead_letters"], T["subscriptions"], T["events"], T["event_types"]
+        query = (
+            _records("dead_letters")
+            .add_columns(s.c.subscriber, s.c.ended_us)
+            .join_from(d, s, s.c.id == d.c.subscription_id)
+            .join(e, e.c.id == d.c.event_id)
+            .join(y, y.c.id == e.c.type_id)
+            .where(d.c.redelivered_us.is_(None))
+            .order_by(d.c.event_id, d.c.id)
+            .limit(limit)
+        )
+        if event_id is None:
+            query = query.where(d.c.requested_us.is_(None), s.c.ended_us.is_(None))
+        else:
+            query = query.where(d.c.event_id == event_id)
+        if subscriber is not None:
+            query = query.where(s.c.subscriber == subscriber)
+        if type is not None:
+            query = query.where(y.c.name.op("GLOB")(glob_of(type)) if "*" in type else y.c.name == type)
+        with self.connect() as connection:
+            return [
+                (DeadLetterRecord(*row[:-2]), row[-2], row[-1] is not None) for row in connection.execute(query).all()
+            ]
 
     def recent_events(self, limit: int) -> list[EventRecord]:
         """Return the newest events, oldest first."""
@@ -252,6 +336,32 @@ class Reader:
         )
         return rows if after is not None else rows[::-1]
 
+    def dead_letters(
+        self, *, subscriber: str | None = None, type: str | None = None, event_id: int | None = None, limit: int = 100
+    ) -> list[Row]:
+        """Return the newest deliveries that were given up, oldest first, each with what `redeliver` would deliver.
+
+        `requested_at` says when that was asked for; None where it was not.
+        """
+        where, parameters = [], {"limit": limit}
+        for column, wanted in (("v.subscriber", subscriber), ("v.event_id", event_id), ("v.type", type)):
+            if wanted is not None:
+                name = column[2:]
+                pattern = column == "v.type" and "*" in str(wanted)
+                where.append(f"{column} GLOB :{name}" if pattern else f"{column} = :{name}")
+                parameters[name] = glob_of(str(wanted)) if pattern else wanted  # type: ignore[assignment]
+        rows = self.rows(
+            "SELECT v.subscriber, v.event_id, v.type, v.attempts, v.error, v.failed_at, e.source, e.data, e.metadata, "
+            "(SELECT strftime('%Y-%m-%dT%H:%M:%SZ', max(d.requested_us) / 1000000, 'unixepoch') FROM dead_letters d "
+            "JOIN subscriptions s ON s.id = d.subscription_id WHERE d.event_id = v.event_id "
+            "AND s.subscriber = v.subscriber AND d.redelivered_us IS NULL) AS requested_at "
+            "FROM v_dead_letters v JOIN v_events e ON e.id = v.event_id "
+            + (f"WHERE {' AND '.join(where)} " if where else "")
+            + "ORDER BY v.event_id DESC, v.subscriber LIMIT :limit",
+            **parameters,
+        )
+        return rows[::-1]
+
     def agents(self) -> list[Row]:
         """Return every known agent in order of the names."""
         return self.rows("SELECT * FROM v_agents ORDER BY name")
@@ -323,6 +433,13 @@ class Reader:
             }
 
 
+def _given_out(connection: Connection) -> dict[str, int]:
+    """Return the last numbers of tables whose newest rows `ael db recover` could not save."""
+    meta = T["meta"]
+    noted = connection.execute(select(meta.c.value).where(meta.c.name == "recovered")).scalar()
+    return {} if noted is None else dict(json.loads(noted)["last"])
+
+
 def _cells(connection: Connection, query: Select[Any]) -> dict[str, Cell]:
     """Read the state; a million cells are made without the garbage collector looking at each."""
     was_on = gc.isenabled()
@@ -342,6 +459,11 @@ def _cells(connection: Connection, query: Select[Any]) -> dict[str, Cell]:
             gc.enable()
 
 
+def _records(table: str) -> Select[Any]:
+    """Select the columns that a record has: all but the digest."""
+    return select(*(column for column in T[table].c if column.name != "digest"))
+
+
 def _event_records() -> Select[Any]:
     e, y, o, t = T["events"], T["event_types"], T["event_sources"], T["ticks"]
     return (
@@ -354,6 +476,7 @@ def _event_records() -> Select[Any]:
             func.coalesce(e.c.timestamp_us, t.c.started_us),
             e.c.tick_id,
             t.c.iteration,
+            e.c.hops,
         )
         .join_from(e, y, y.c.id == e.c.type_id)
         .join(o, o.c.id == e.c.source_id)

@@ -8,6 +8,8 @@ Alembic is imported only where a database has to move, because that takes longer
 from __future__ import annotations
 
 import contextlib
+import json
+import shlex
 import sqlite3
 import sys
 from collections.abc import Iterator
@@ -18,8 +20,8 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool
 
 from ael_store._version import __version__
-from ael_store.errors import AelError, DatabaseNotUsable, NotADatabase, SchemaTooNew
-from ael_store.store.sqlite import BUSY_TIMEOUT_MS, translate
+from ael_store.errors import AelError, DatabaseDamaged, DatabaseNotUsable, NotADatabase, SchemaTooNew
+from ael_store.store.sqlite import BUSY_TIMEOUT_MS, connect_to_read, translate
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -32,11 +34,13 @@ __all__ = [
     "known_revisions",
     "migration_engine",
     "reading",
+    "refuse_half_restored",
     "refuse_newer",
+    "restore_marker",
     "take_over_transactions",
 ]
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest revision: what a new database has and what this version of the program reads and writes."""
 
 CORE = frozenset({"meta", "lease", "runs", "iterations", "ticks", "agents", "state", "events"})
@@ -166,6 +170,8 @@ def take_over_transactions(engine: Engine, statement: str) -> None:
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:
     """Open an existing file; never creates one."""
+    if mode == "ro":
+        return connect_to_read(path)
     return sqlite3.connect(
         f"{path.absolute().as_uri()}?mode={mode}",
         uri=True,
@@ -191,6 +197,7 @@ def _set_up_file(connection: sqlite3.Connection) -> None:
 @contextlib.contextmanager
 def reading(path: Path) -> Iterator[sqlite3.Connection]:
     """Give a read-only connection; failures of SQLite become errors of ours."""
+    refuse_half_restored(path)
     try:
         connection = _connect(path, "ro")
         try:
@@ -199,8 +206,29 @@ def reading(path: Path) -> Iterator[sqlite3.Connection]:
             yield connection
         finally:
             connection.close()
-    except sqlite3.Error as error:
+    except (sqlite3.Error, UnicodeDecodeError) as error:
         raise explain(error, path) from error
+
+
+def restore_marker(path: Path) -> Path:
+    """Return the file that is beside a database while a restore is between the old one and the new one."""
+    return path.with_name(f"{path.name}.restoring")
+
+
+def refuse_half_restored(path: Path) -> None:
+    """Raise DatabaseDamaged where a restore was killed while the database and its log did not fit together."""
+    path = path.resolve()
+    try:
+        noted = json.loads(restore_marker(path).read_bytes())
+        backup, kept = str(noted["backup"]), str(noted["kept"])
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, KeyError, TypeError):
+        backup, kept = "BACKUP", f"{path}.before-restore-…"
+    raise DatabaseDamaged(
+        f"{path}: a restore was interrupted, and the files do not fit together; nothing was changed. Repeat it: "
+        f"`ael db restore {shlex.quote(backup)} --db {shlex.quote(str(path))}` (the old database is kept as {kept})"
+    )
 
 
 def explain(error: BaseException, path: Path) -> AelError:

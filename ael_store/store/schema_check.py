@@ -39,17 +39,18 @@ class CheckReport:
     """True where SQLite itself finds the file damaged."""
 
 
-def check(path: Path) -> CheckReport:
+def check(path: Path, *, thorough: bool = False) -> CheckReport:
     """Compare a database with what its revision should be, and look for damage. Only reads.
 
     Tables, indexes, views and triggers that are not ours are problems too: an upgrade knows nothing of them.
+    With `thorough` the indexes are compared with their tables, which takes longer.
     Raises what `current_revision` raises.
     """
     revision = current_revision(path)
     problems: list[str] = []
     expected = _expected_schema(revision)
     with reading(path) as connection:
-        damage = _damage(connection)
+        damage = _damage(connection, "integrity_check" if thorough else "quick_check")
         if revision is None:
             problems.append("the file is empty: `ael run` or `ael db upgrade` makes it a database")
         elif expected is None:
@@ -69,9 +70,9 @@ def check(path: Path) -> CheckReport:
     return CheckReport(revision, HEAD, revision == HEAD, damage + problems, bool(damage))
 
 
-def _damage(connection: sqlite3.Connection) -> list[str]:
+def _damage(connection: sqlite3.Connection, pragma: str) -> list[str]:
     try:
-        found = [str(row[0]) for row in connection.execute("PRAGMA quick_check(20)")]
+        found = [str(row[0]) for row in connection.execute(f"PRAGMA {pragma}(20)")]
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_CORRUPT:
             raise

@@ -7,8 +7,10 @@ descriptor of it would drop SQLite's locks.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,8 +31,10 @@ from ael_store.errors import (
     StorageFailed,
     UsageError,
 )
+from ael_store.store.advice import advice, was_ours
+from ael_store.store.place import lack_of_room, real_path
 
-__all__ = ["DURABILITY", "Driver", "database_path", "read_engine", "translate", "write_engine"]
+__all__ = ["DURABILITY", "Driver", "connect_to_read", "database_path", "read_engine", "translate", "write_engine"]
 
 T = TypeVar("T")
 
@@ -41,11 +45,14 @@ BUSY_TIMEOUT_MS = 10_000
 CACHE_KIB = 16_384
 WAL_LIMIT_BYTES = 67_108_864
 CHECKPOINT_PAGES = 2000
-"""How long the log grows before it is moved into the database: 4 MB, as SQLite has it by default."""
+"""How long the log grows before the store moves it into the database: 4 MB, as SQLite has it by default."""
 
 
 def database_path(address: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a database given as a path or as a URL (`sqlite:///ael.db`)."""
+    """Return the path of the file that is meant by a path or a URL (`sqlite:///ael.db`), links followed.
+
+    Raises UsageError for what names no file, DatabaseNotUsable for a link that belongs to somebody else.
+    """
     text = os.fspath(address)
     if "://" in text:
         try:
@@ -62,7 +69,7 @@ def database_path(address: str | os.PathLike[str]) -> Path:
         text = url.database
     if not text or "\0" in text:
         raise UsageError(f"{text!r} is no path of a database")
-    return Path(text).expanduser().absolute()
+    return real_path(Path(text).expanduser().absolute())
 
 
 def write_engine(path: Path, durability: str) -> AsyncEngine:
@@ -86,7 +93,7 @@ def write_engine(path: Path, durability: str) -> AsyncEngine:
             "cell_size_check = ON",
             f"cache_size = -{CACHE_KIB}",
             f"journal_size_limit = {WAL_LIMIT_BYTES}",
-            f"wal_autocheckpoint = {CHECKPOINT_PAGES}",
+            f"wal_autocheckpoint = {4 * CHECKPOINT_PAGES}",  # should the store's own come too late
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
@@ -100,16 +107,14 @@ def write_engine(path: Path, durability: str) -> AsyncEngine:
 
 def read_engine(path: Path) -> Engine:
     """Return an engine that can't write; it works beside a running loop and in a folder that can't be written."""
-    query = {"mode": "ro", "uri": "true"}
-    if not os.access(path.parent, os.W_OK) and not path.with_name(path.name + "-wal").exists():
-        query["immutable"] = "1"  # SQLite could not make the shared memory of a log, and there is no log to read
     engine = create_engine(
-        URL.create("sqlite+pysqlite", database=f"file:{_quote(path)}", query=query),
+        "sqlite+pysqlite://",
+        creator=lambda: connect_to_read(path, check_same_thread=False, isolation_level=""),
         poolclass=QueuePool,
         pool_size=2,
         max_overflow=8,
-        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000},
     )
+    _readers.add(engine)
 
     @event.listens_for(engine, "connect")
     def connect(connection: Any, _record: object) -> None:
@@ -122,9 +127,48 @@ def read_engine(path: Path) -> Engine:
     return engine
 
 
-def _quote(path: Path) -> str:
-    """Escape what a SQLite URI would read as its own."""
-    return str(path).replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+def connect_to_read(path: Path, **options: Any) -> sqlite3.Connection:
+    """Return a connection that can't write, also where the folder can't be written.
+
+    Where somebody was killed outside WAL mode, in the middle of a change of the file (a restore, the first start
+    with a copy), what he had written is rolled back first, which a connection that only reads may not do.
+    """
+    uri = path.absolute().as_uri()
+    options = {"uri": True, "isolation_level": None, "timeout": BUSY_TIMEOUT_MS / 1000, **options}
+    journal = path.with_name(path.name + "-journal")
+    if os.access(path.parent, os.W_OK):
+        connection: sqlite3.Connection = sqlite3.connect(f"{uri}?mode=ro", **options)
+        if not (journal.exists() and _waits_for_rollback(connection)):
+            return connection
+        connection.close()
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(sqlite3.connect(f"{uri}?mode=rw", **options)) as it:
+            it.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
+        connection = sqlite3.connect(f"{uri}?mode=ro", **options)
+        return connection
+    # SQLite could not make the shared memory of a log; where there is no log to read, it needs none
+    has_log = journal.exists() or path.with_name(path.name + "-wal").exists()
+    connection = sqlite3.connect(f"{uri}?mode=ro" + ("" if has_log else "&immutable=1"), **options)
+    return connection
+
+
+def _waits_for_rollback(connection: sqlite3.Connection) -> bool:
+    try:
+        connection.execute("SELECT 1 FROM sqlite_schema LIMIT 1")
+    except sqlite3.Error as error:
+        return error.sqlite_errorcode == sqlite3.SQLITE_READONLY_ROLLBACK
+    return False
+
+
+_readers: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _leave_readers_to_parent() -> None:
+    """In a child made by `fork`: forget inherited connections, which only the parent may use."""
+    for engine in list(_readers):
+        engine.dispose(close=False)
+
+
+os.register_at_fork(after_in_child=_leave_readers_to_parent)
 
 
 class Driver:
@@ -157,22 +201,44 @@ class Driver:
 
 
 def translate(error: BaseException, path: Path) -> AelError:
-    """Return the error that a failure of SQLite means, with what to do next."""
+    """Return the error that a failure of SQLite means, with what to do next.
+
+    DiskFull says that the same commit may be tried again, anything else that happened to the disk says that it
+    must not. What makes the difference is where the commit failed:
+
+    - A *write* that failed leaves a transaction without a whole commit record: that is the last thing written,
+      and its checksum covers all before it. SQLite has rolled back, and no reader and no later start can ever see
+      any of it. So the transaction is known not to have happened; only the reason has to go away. A full disk,
+      a quota and a limit of the process go away, so these are told apart from a disk that fails.
+    - After a failed *fsync*, and after any failure of COMMIT at an unknown place, every frame may be in the file,
+      commit record and all: this process sees the transaction rolled back, and after a crash the next one sees it
+      committed. The system may also have dropped the pages that it could not write and say that all is well when
+      asked again. Neither repeating the commit nor going on from memory is right then; only reading the file
+      again, in a new process, tells.
+    """
     original: Any = getattr(error, "orig", None) or error
+    if isinstance(original, UnicodeDecodeError):  # a name in the schema, which Python meets in SQLite's message
+        return DatabaseDamaged(f"{path} is damaged (a text in it is no UTF-8); nothing was changed. {advice(path)}")
     code = getattr(original, "sqlite_errorcode", None)
     primary = None if code is None else code & 0xFF
     name = getattr(original, "sqlite_errorname", type(original).__name__)
     text = str(original)
     if primary == sqlite3.SQLITE_FULL or "disk is full" in text:
         return DiskFull(f"{path}: the disk is full ({name}): free some space; nothing is lost")
+    if code == sqlite3.SQLITE_IOERR_WRITE and (reason := lack_of_room(path)) is not None:
+        return DiskFull(f"{path}: {reason} ({name}): make room; nothing is lost")
     if primary == sqlite3.SQLITE_IOERR:
-        return StorageFailed(f"{path}: the disk reports an error ({name}): check it, then start again to re-read")
-    if primary == sqlite3.SQLITE_NOTADB:
-        return NotADatabase(f"{path} is not a SQLite database; name another file with --db or AEL_DB")
-    if primary == sqlite3.SQLITE_CORRUPT:
-        return DatabaseDamaged(
-            f"{path} is damaged ({text}); nothing was changed. Copy the file, then restore a backup of it"
+        return StorageFailed(
+            f"{path}: the disk reports an error ({name}): check the disk (`dmesg`, its SMART values), then start "
+            "again, which goes on from what is really there"
         )
+    if primary == sqlite3.SQLITE_NOTADB:
+        return NotADatabase(
+            f"{path} is not a SQLite database; name another file with --db or AEL_DB"
+            + (f". If it was one: {advice(path)}" if was_ours(path) else "")
+        )
+    if primary == sqlite3.SQLITE_CORRUPT:
+        return DatabaseDamaged(f"{path} is damaged ({text}); nothing was changed. {advice(path)}")
     if primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return OwnedElsewhere(
             f"{path} is locked by another program for more than {BUSY_TIMEOUT_MS // 1000} s; "
@@ -183,5 +249,10 @@ def translate(error: BaseException, path: Path) -> AelError:
             return DatabaseNotUsable(f"{path} is a folder; name a file with --db or AEL_DB")
         if not path.exists():
             return DatabaseNotUsable(f"{path} does not exist; `ael run` creates it, --db or AEL_DB names another")
+        if path.with_name(path.name + "-wal").exists() and not os.access(path.parent, os.W_OK):
+            return DatabaseNotUsable(
+                f"{path} has a log ({path.name}-wal), which can't be read in a folder that can't be written: copy both "
+                "into another folder and read them there"
+            )
         return DatabaseNotUsable(f"{path} can't be opened for this ({text}): check its permissions and its folder's")
     return StorageFailed(f"{path}: {name}: {text}")

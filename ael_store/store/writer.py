@@ -22,6 +22,7 @@ from ael_store.model.event import glob_of
 from ael_store.model.records import (
     AgentRecord,
     AgentStats,
+    AgentTotals,
     CommandRecord,
     Commit,
     DeadLetterRecord,
@@ -35,6 +36,8 @@ from ael_store.model.records import (
 )
 from ael_store.model.state import Cell
 from ael_store.schema.tables import metadata
+from ael_store.store.digest import row_digest, seal
+from ael_store.store.redact import redact
 
 __all__ = ["Writer"]
 
@@ -56,7 +59,7 @@ class Writer:
         self._names: dict[str, OrderedDict[str, int]] = {
             table: OrderedDict() for table in ("keys", "event_types", "event_sources")
         }
-        self.fence = self._sql(select(TABLES["lease"].c.token), ())
+        self.fence = self._sql(select(TABLES["lease"].c.token, TABLES["lease"].c.holder), ())
         self.take = self._sql(
             update(TABLES["lease"]).values(
                 token=bindparam("token"), holder=bindparam("holder"), taken_us=bindparam("at")
@@ -68,24 +71,25 @@ class Writer:
             for name, columns in {
                 "ticks": TickRow._fields,
                 "tick_errors": TickError._fields,
-                "iterations": _columns(IterationRecord),
-                "commits": ("id", "kind", "iteration", "run_id", "at_us"),
+                "iterations": (*_columns(IterationRecord), "seal"),
+                "commits": ("id", "kind", "iteration", "run_id", "at_us", "seal"),
                 "state_changes": ("id", "key_id", "value", "previous_id", "tick_id"),
-                "events": ("id", "type_id", "source_id", "data", "metadata", "timestamp_us", "tick_id"),
+                "events": ("id", "type_id", "source_id", "data", "metadata", "timestamp_us", "tick_id", "hops"),
                 "subscription_patterns": ("subscription_id", "pattern", "glob"),
                 "moves": ("id", "commit_id", "kind", "subject", "value"),
             }.items()
         }
         self.upsert = {
-            "runs": self._upsert("runs", _columns(RunRecord)),
-            "agents": self._upsert("agents", _columns(AgentRecord)),
-            "agent_stats": self._upsert("agent_stats", _columns(AgentStats)),
-            "subscriptions": self._upsert("subscriptions", _columns(SubscriptionRecord)),
-            "dead_letters": self._upsert("dead_letters", _columns(DeadLetterRecord)),
-            "delayed_events": self._upsert("delayed_events", _columns(DelayedRecord)),
-            "schedules": self._upsert("schedules", _columns(ScheduleRecord)),
+            "runs": self._upsert("runs", (*_columns(RunRecord), "digest")),
+            "agents": self._upsert("agents", (*_columns(AgentRecord), "digest")),
+            "agent_stats": self._upsert("agent_stats", (*_columns(AgentStats), "digest")),
+            "agent_totals": self._upsert("agent_totals", (*_columns(AgentTotals), "digest")),
+            "subscriptions": self._upsert("subscriptions", (*_columns(SubscriptionRecord), "digest")),
+            "dead_letters": self._upsert("dead_letters", (*_columns(DeadLetterRecord), "digest")),
+            "delayed_events": self._upsert("delayed_events", (*_columns(DelayedRecord), "digest")),
+            "schedules": self._upsert("schedules", (*_columns(ScheduleRecord), "digest")),
             "commands": self._upsert("commands", _columns(CommandRecord)),
-            "positions": self._upsert("positions", ("name", "value")),
+            "positions": self._upsert("positions", ("name", "value", "digest")),
             "state": self._upsert("state", ("key_id", "value", "version", "change_id", "agent_id")),
         }
         state = TABLES["state"]
@@ -99,6 +103,10 @@ class Writer:
         self.delete_state = self._sql(delete(state).where(state.c.key_id == bindparam("key")), ("key",))
         stats = TABLES["agent_stats"]
         self.delete_stats = self._sql(delete(stats).where(stats.c.agent_id == bindparam("agent")), ("agent",))
+        patterns = TABLES["subscription_patterns"]
+        self.delete_patterns = self._sql(
+            delete(patterns).where(patterns.c.subscription_id == bindparam("subscription")), ("subscription",)
+        )
         self.intern = {name: self._insert(name, ("id", "name")) for name in self._names}
         self.lookup = {
             name: self._sql(select(TABLES[name].c.id).where(TABLES[name].c.name == bindparam("n")), ("n",))
@@ -162,6 +170,8 @@ class Writer:
         cursor = connection.cursor()
         before = dict(self.last_ids)
         try:
+            if commit.redactions:
+                cursor.execute("PRAGMA secure_delete = ON")  # what is blanked goes from free space as well
             cursor.execute("BEGIN IMMEDIATE")
             try:
                 fresh = self._write(cursor, commit, take_from, holder)
@@ -172,6 +182,8 @@ class Writer:
                     cursor.execute("ROLLBACK")
                 raise
         finally:
+            if commit.redactions:
+                cursor.execute("PRAGMA secure_delete = OFF")
             cursor.close()
         for (table, name), number in fresh.items():
             self.remember(table, name, number)
@@ -180,17 +192,17 @@ class Writer:
     def _write(self, cursor: Any, commit: Commit, take_from: int | None, holder: str) -> dict[tuple[str, str], int]:
         many: Callable[[str, list[tuple[Any, ...]]], Any] = cursor.executemany
         cursor.execute(self.fence)
-        token = cursor.fetchone()[0]
+        token, owner = cursor.fetchone()
         if token != (commit.token if take_from is None else take_from):
             raise OwnershipLost(
-                f"another owner has taken the database over (its token is {token}, this run's is {commit.token}): "
-                "nothing of this commit was written"
+                f"another owner ({owner}) has taken the database over (its token is {token}, this run's is "
+                f"{commit.token}): nothing of this commit was written, and this run ends"
             )
         if take_from is not None:
             cursor.execute(self.take, (commit.token, holder, commit.at_us))
         fresh: dict[tuple[str, str], int] = {}
         if commit.agents:
-            many(self.upsert["agents"], _rows(AgentRecord, commit.agents.values()))
+            many(self.upsert["agents"], _rows_with_digest(AgentRecord, commit.agents.values()))
         if commit.changes:
             self._write_changes(cursor, commit, fresh)
         if commit.events:
@@ -206,6 +218,7 @@ class Writer:
                         event.metadata,
                         event.timestamp_us,
                         event.tick_id,
+                        event.hops,
                     )
                     for event in commit.events
                 ],
@@ -217,36 +230,56 @@ class Writer:
         if commit.forgotten:
             many(self.delete_stats, [(number,) for number in commit.forgotten])
         if commit.stats:
-            many(self.upsert["agent_stats"], _rows(AgentStats, commit.stats.values()))
+            many(self.upsert["agent_stats"], _rows_with_digest(AgentStats, commit.stats.values()))
+        moves = [(self.last_ids["moves"] + place, commit.id, *move) for place, move in enumerate(commit.moves, 1)]
+        if moves:
+            many(self.insert["moves"], moves)
+        sealed = seal(commit, moves).pack()
         if commit.iterations:
-            many(self.insert["iterations"], _rows(IterationRecord, commit.iterations))
+            iterations = _rows(IterationRecord, commit.iterations)
+            last = len(iterations) - 1 if commit.kind == "iteration" else -1
+            many(
+                self.insert["iterations"],
+                [(*row, sealed if place == last else None) for place, row in enumerate(iterations)],
+            )
         if commit.kind != "iteration":
             cursor.execute(
                 self.insert["commits"],
-                (commit.id, commit.kind, commit.iteration, commit.run_id, commit.at_us),
+                (commit.id, commit.kind, commit.iteration, commit.run_id, commit.at_us, sealed),
+            )
+        if commit.commands:
+            many(self.upsert["commands"], _rows(CommandRecord, commit.commands))
+        if commit.subscriptions:
+            many(
+                self.upsert["subscriptions"],
+                [
+                    (*row, row_digest((*row, sorted(record.patterns))))
+                    for row, record in zip(
+                        _rows(SubscriptionRecord, commit.subscriptions.values()),
+                        commit.subscriptions.values(),
+                        strict=True,
+                    )
+                ],
             )
         for table, record, values in (
             ("runs", RunRecord, commit.runs),
-            ("subscriptions", SubscriptionRecord, commit.subscriptions.values()),
-            ("dead_letters", DeadLetterRecord, commit.dead_letters),
+            ("dead_letters", DeadLetterRecord, commit.dead_letters.values()),
             ("delayed_events", DelayedRecord, commit.delayed.values()),
             ("schedules", ScheduleRecord, commit.schedules.values()),
-            ("commands", CommandRecord, commit.commands),
+            ("agent_totals", AgentTotals, commit.totals),
         ):
             if values:
-                many(self.upsert[table], _rows(record, values))
+                many(self.upsert[table], _rows_with_digest(record, values))
         if commit.patterns:
+            many(self.delete_patterns, [(record.id,) for record in commit.patterns])
             many(
                 self.insert["subscription_patterns"],
                 [(record.id, pattern, glob_of(pattern)) for record in commit.patterns for pattern in record.patterns],
             )
         if commit.positions:
-            many(self.upsert["positions"], list(commit.positions.items()))
-        if commit.moves:
-            many(
-                self.insert["moves"],
-                [(self.last_ids["moves"] + place, commit.id, *move) for place, move in enumerate(commit.moves, 1)],
-            )
+            many(self.upsert["positions"], [(*item, row_digest(item)) for item in commit.positions.items()])
+        for redaction in commit.redactions:
+            redact(cursor, redaction)
         return fresh
 
     def _write_changes(self, cursor: Any, commit: Commit, fresh: dict[tuple[str, str], int]) -> None:
@@ -305,3 +338,7 @@ def _rows(record: type, values: Iterable[Any]) -> list[tuple[Any, ...]]:
     if getter is None:
         getter = _GETTERS[record] = attrgetter(*_columns(record))
     return [getter(value) for value in values]
+
+
+def _rows_with_digest(record: type, values: Iterable[Any]) -> list[tuple[Any, ...]]:
+    return [(*row, row_digest(row)) for row in _rows(record, values)]

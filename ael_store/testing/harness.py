@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
@@ -55,6 +55,8 @@ LONGEST_INSTANT = 20_000
 """Iterations that a loop may go round while no time passes."""
 
 ALL = 2**62
+
+_DEFAULTS = Settings()
 
 FAILED = """
     SELECT t.agent, t.kind, t.outcome, t.iteration, t.started_at, x.type, x.message, x.traceback
@@ -95,7 +97,9 @@ class Harness:
     agents and seed give the same rows.
 
     Hooks take no virtual time. What runs in the background is waited for before time goes on, up to `patience`
-    seconds of real time. `slow_after` does not apply; `tick_timeout` does, in real time.
+    seconds of real time. `slow_after` does not apply; `tick_timeout` does, in real time. Crashes are a tool of the
+    test, so the loop does not start paused after several of them, unless `unclean_starts` is set to another number
+    than its default.
     """
 
     def __init__(
@@ -116,7 +120,7 @@ class Harness:
         self._options: dict[str, Any] = {
             "tick_rate": tick_rate,
             "strategy": strategy,
-            "settings": settings,
+            "settings": _lenient(settings or Settings()),
             "max_agents": max_agents,
         }
         self._patience_s = patience
@@ -495,6 +499,16 @@ class _HarnessController(AELController):
 
     def _handle_signals(self) -> Callable[[], None]:
         return lambda: None
+
+
+def _lenient(settings: Settings) -> Settings:
+    """Return the settings without the rules that crashes of a test would trip over; what was set is kept."""
+    starts, deaths = settings.unclean_starts, settings.quarantine_after_deaths
+    return replace(
+        settings,
+        unclean_starts=0 if starts == _DEFAULTS.unclean_starts else starts,
+        quarantine_after_deaths=0 if deaths == _DEFAULTS.quarantine_after_deaths else deaths,
+    )
 
 
 async def _live(controller: AELController) -> None:

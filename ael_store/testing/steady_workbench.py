@@ -58,6 +58,7 @@ class SteadyWorkbench(Workbench):
                     await asyncio.wait({lane.task}, timeout=CANCEL_PATIENCE_S)
                     if not lane.task.done() and lane.job is job:
                         self._set_aside(lane, job)
+                        self._leave_alone(job)
                         return
                     continue
                 wait_s = min(wait_s, left_s)
@@ -67,7 +68,7 @@ class SteadyWorkbench(Workbench):
 
     def _end_in_background(self, job: Job) -> None:
         """It stays in the background until `take_up`, unless the run is ending."""
-        if job.aborted:
+        if job.aborted or job in self.left_alone:
             super()._end_in_background(job)
 
     async def take_up(self, patience_s: float) -> None:

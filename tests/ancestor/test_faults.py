@@ -391,7 +391,8 @@ async def test_a23_subscriber_that_emits_its_own_type_does_not_recurse(path: Pat
         context.emit("ping")
 
     other = agent("other")
-    controller = controller_on(path, agent("echo", start=begin, event=echo, subscriptions=["ping"]), other, grace=0.1)
+    echoing = agent("echo", start=begin, event=echo, subscriptions=["ping"])
+    controller = controller_on(path, echoing, other, grace=0.1, hop_limit=0)
     async with running(controller):
         await until(lambda: other.tick_count >= 5)
 

@@ -125,6 +125,26 @@ def test_module_and_attribute_are_targets_too(run_here: Ael, ael: Ael, counter: 
     assert [row["name"] for row in ael("agents", "list", "--json").json] == ["counter"]
 
 
+def test_context_and_bus_of_the_process_belong_to_the_hook_that_runs(run_here: Ael, ael: Ael, tmp_path: Path) -> None:
+    (tmp_path / "agents.py").write_text(
+        "from ael_store import AgentBase, get_event_bus, get_state_context\n"
+        "class Caller(AgentBase):\n"
+        "    name = 'caller'\n"
+        "    priority = 10\n"
+        "    async def on_start(self, context):\n"
+        "        get_event_bus().subscribe('called', self.name, self.answer)\n"
+        "    async def on_tick(self, context):\n"
+        "        get_state_context().set('asked', context.iteration)\n"
+        "        get_event_bus().emit('called', self.name)\n"
+        "    def answer(self, event):\n"
+        "        get_state_context().set('answered', event.type)\n"
+    )
+
+    assert run_here("agents.py", "--iterations", "2", "--tick-rate", "0").code == 0
+
+    assert ael("state", "list", "--json").json == {"asked": 2, "answered": "called"}
+
+
 def test_private_database_leaves_nothing(run_here: Ael, counter: str, tmp_path: Path) -> None:
     done = run_here(counter, "--iterations", "1", "--db", ":memory:")
 
@@ -144,7 +164,7 @@ def test_old_schema_is_upgraded_unless_that_is_forbidden(
     forbidden = "never" in options
     assert done.code == (78 if forbidden else 0)
     assert ("run `ael db upgrade`" in done.err) == forbidden
-    assert rows(database, "SELECT version_num FROM alembic_version") == ["0001" if forbidden else "0003"]
+    assert rows(database, "SELECT version_num FROM alembic_version") == ["0001" if forbidden else "0004"]
     assert len(list(tmp_path.glob("*.bak-0001-*"))) == (0 if forbidden else 1)
 
 

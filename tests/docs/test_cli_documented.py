@@ -17,6 +17,7 @@ from ael_store.cli.app import make_app
 from ael_store.cli.run import _figures_of
 from ael_store.cli.status import FACTS
 from ael_store.runtime.measure import IterationSummary
+from ael_store.runtime.watchdog import STALLED
 
 REFERENCE = (Path(__file__).parents[2] / "docs/reference/cli.md").read_text("utf-8")
 GLOBAL = {"--db", "--json", "--debug", "--help"}
@@ -86,7 +87,7 @@ def test_exit_codes_of_all_errors_are_documented() -> None:
 
     documented = set(map(int, re.findall(r"^\| `(\d+)`", SECTIONS["Exit codes"], re.MULTILINE)))
 
-    assert documented == codes | {0, 130}
+    assert documented == codes | {0, 130, STALLED}
 
 
 def example(heading: str) -> dict[str, Any]:

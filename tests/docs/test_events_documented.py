@@ -44,7 +44,7 @@ async def test_loop_emits_what_is_documented(tmp_path: Path) -> None:
     path = tmp_path / "ael.db"
     await run_once(path)
     with sqlite3.connect(path) as connection:  # as a killed process would have left it
-        connection.execute("UPDATE runs SET status = 'running', ended_us = NULL, last_iteration = NULL")
+        connection.execute("UPDATE runs SET status = 'running', ended_us = NULL, last_iteration = NULL, digest = NULL")
     connection.close()
     await run_once(path)
 

@@ -55,6 +55,8 @@ def fill(path: Path, revision: str, *, iterations: int = 40) -> None:
             _delivery_and_schedules(connection)
         if revision >= "0003":
             _commands_and_tasks(connection)
+        if revision >= "0004":
+            _digests_and_redelivery(connection)
         connection.execute("COMMIT")
     finally:
         connection.close()
@@ -308,6 +310,15 @@ def _commands_and_tasks(connection: sqlite3.Connection) -> None:
         arguments='{"name": "kitchen"}',
         error=None,
     )
+
+
+def _digests_and_redelivery(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE dead_letters SET requested_us = ? WHERE id = 1", (BEGAN_US + SECOND_US,))
+    connection.execute("UPDATE events SET hops = 2 WHERE id = 3")
+    connection.execute("UPDATE agents SET deaths = 1 WHERE id = 2")
+    _insert(connection, "row_digests", kind="events", row_id=1, digest=4_000_000_000, why="redacted")
+    _insert(connection, "agent_totals", agent_id=1, tick_id=3, ticks=0, errors=0, events=0)
+    _insert(connection, "positions", name="paused_because", value="null")
 
 
 def layout(path: Path) -> dict[str, list[str]]:

@@ -171,7 +171,7 @@ def test_overwritten_data_pages_are_found_and_stop_an_upgrade(filled: Callable[[
         ("DELETE FROM lease", "table lease has lost its row: no loop can own the database"),
         ("DELETE FROM agents", "table agents has lost row 0, which stands for changes from outside"),
         (
-            "INSERT INTO agent_stats VALUES (7, 0, 0, 0, 0, 0, 0, 0, NULL)",
+            "INSERT INTO agent_stats VALUES (7, 0, 0, 0, 0, 0, 0, 0, NULL, NULL)",
             "table agent_stats, row 7: refers to a row of agents that does not exist",
         ),
     ],
@@ -227,7 +227,7 @@ def test_check_of_a_newer_database_says_so(path: Path) -> None:
 
     assert report.revision == "9999"
     assert not report.up_to_date
-    assert report.problems == ["revision 9999 was written by a newer ael_store; this one knows up to 0003"]
+    assert report.problems == ["revision 9999 was written by a newer ael_store; this one knows up to 0004"]
 
 
 def test_check_does_not_change_the_file(filled: Callable[[str], Path]) -> None:

@@ -146,15 +146,16 @@ class LoneContext(RuleBasedStateMachine):
 
 
 def empty_journal() -> Journal:
-    numbers = dict.fromkeys(
+    numbers: dict[str, Any] = dict.fromkeys(
         ("token", "iteration", "clock", "commit_id", "tick_id", "change_id", "event_id", "run_id", "agent_id"), 0
     )
-    more = dict.fromkeys(("subscription_id", "delayed_id", "dead_letter_id", "command_id"), 0)
+    more: dict[str, Any] = dict.fromkeys(("subscription_id", "delayed_id", "dead_letter_id", "command_id"), 0)
     resumed = Resumed(
         cells={},
         agents={},
         stats={},
         subscriptions=[],
+        requested=[],
         delayed=[],
         schedules={},
         positions={},

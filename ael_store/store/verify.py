@@ -1,0 +1,500 @@
+"""The proof inside the file: that what a database holds is what was committed.
+
+SQLite's own check sees a broken structure; this sees a changed value. In this order:
+
+1. The schema and SQLite's check of the structure, indexes included (`schema_check.py`).
+2. The numbers of iterations, commits, units, changes and events have no gaps.
+3. Each commit's seal: the digests of everything that it wrote (`digest.py`), which locates what was changed.
+4. Rows that are updated in place: their own digests.
+5. The state is what replaying its history gives, and so are versions and owners of the keys.
+6. Statistics are what the kept units and the kept totals add up to.
+
+Everything is read in one transaction, so that it is one moment, also beside a running loop. Rows from before
+revision 0004 carry no digests; for them steps 5 and 6 remain, and the report says how many they are.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ael_store.errors import DatabaseDamaged
+from ael_store.model.event import REDACTED
+from ael_store.model.records import TickRow
+from ael_store.schema.tables import metadata
+from ael_store.store.advice import advice
+from ael_store.store.digest import GROUPS, Seal, fold, row_digest
+from ael_store.store.revision import explain, reading
+from ael_store.store.schema_check import check
+
+__all__ = ["VerifyReport", "verify", "verify_newest"]
+
+CHUNK = 2000
+"""Commits that are looked at together."""
+NEWEST, NEWEST_UNITS = 500, 5000
+"""How many commits the quick form looks at, at most: so many, or the last ones that have so many units."""
+SHOWN = 100
+"""Problems that are described; the others are counted."""
+
+WITH_DIGEST = tuple(
+    table.name for table in metadata.sorted_tables if "digest" in table.c and table.name != "row_digests"
+)
+REDACTED_IN = {"state_changes": "value", "events": "data"}
+
+TICKS = ", ".join(TickRow._fields)
+ITERATION = "id, run_id, commit_id, clock, started_us, duration_us, ticks, errors, events, missed, tick_id"
+
+UNREADABLE = (sqlite3.DatabaseError, ValueError, TypeError)
+"""What changed bits lead to: pages that SQLite refuses, and values that no writer has written."""
+
+Tell = Callable[[str], None]
+Row = tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class VerifyReport:
+    """What `verify` found."""
+
+    commits: int = 0
+    sealed: int = 0
+    """How many of them carry digests; the others are older than revision 0004."""
+    rows: int = 0
+    """Rows whose content was compared with a digest."""
+    keys: int = 0
+    """Keys whose value was compared with their history."""
+    problems: list[str] = field(default_factory=list)
+    """One sentence each, with the place; empty where all is well."""
+    more: int = 0
+    """Problems beyond those that are described."""
+
+    def add(self, problem: str) -> None:
+        if len(self.problems) < SHOWN:
+            self.problems.append(problem)
+        else:
+            self.more += 1
+
+
+def verify(path: Path, tell: Tell | None = None) -> VerifyReport:
+    """Compare everything that a database holds with what was committed. Only reads; may run beside a loop.
+
+    Takes about 10 s for a million changes. Raises what opening a database raises; what is wrong inside is in the
+    report, also where SQLite can't read on.
+    """
+    tell = tell or (lambda line: None)
+    report = VerifyReport()
+    tell("schema and structure")
+    for problem in check(path, thorough=True).problems:
+        report.add(problem)
+    with reading(path) as connection:
+        connection.execute("BEGIN")
+        proof = _Proof(connection, report)
+        for step, what in (
+            (proof.numbers, "numbers"),
+            (lambda: proof.seals(0, tell), "commits"),
+            (proof.rows_in_place, "rows that are updated in place"),
+            (proof.redactions, "redacted values"),
+            (proof.replay, "state against its history"),
+            (proof.recount, "statistics against units"),
+        ):
+            tell(what)
+            try:
+                step()
+            except UNREADABLE as error:
+                report.add(f"{what}: can't be read on: {error}")
+    return report
+
+
+def verify_newest(path: Path) -> None:
+    """The quick form, for a start after a crash: the newest commits, and all rows that are updated in place.
+
+    Raises DatabaseDamaged with the first problem. Takes a fraction of a second, however long the history is.
+    """
+    report = VerifyReport()
+    try:
+        with reading(path) as connection:
+            connection.execute("BEGIN")
+            proof = _Proof(connection, report)
+            proof.seals(proof.before_newest(), lambda line: None)
+            proof.rows_in_place()
+            proof.newest_values(max(0, proof.first_change - 1))
+    except sqlite3.DatabaseError as error:
+        raise explain(error, path) from error
+    except (ValueError, TypeError) as error:
+        report.add(f"it can't be read: {error}")
+    if report.problems:
+        raise DatabaseDamaged(
+            f"{path} is not what was committed: {report.problems[0]}"
+            + (f" (and {len(report.problems) - 1 + report.more} more)" if len(report.problems) > 1 else "")
+            + f"; nothing was changed. {advice(path)}"
+        )
+
+
+class _Proof:
+    """The steps, on one connection in one transaction."""
+
+    def __init__(self, connection: sqlite3.Connection, report: VerifyReport) -> None:
+        self.connection = connection
+        self.report = report
+        connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")  # changed bits may be no text
+        self.first_change = 1
+        """The first change that `seals` met."""
+        self.kept: dict[tuple[str, int], int] = {
+            (kind, number): digest
+            for kind, number, digest in connection.execute("SELECT kind, row_id, digest FROM row_digests")
+        }
+
+    def rows(self, sql: str, *parameters: object) -> list[Row]:
+        return self.connection.execute(sql, parameters).fetchall()
+
+    def before_newest(self) -> int:
+        """Return the commit after which the newest begin."""
+        units = after = 0
+        for commit, raw in self.rows(
+            "SELECT commit_id, seal FROM iterations WHERE seal IS NOT NULL ORDER BY id DESC LIMIT ?", NEWEST
+        ):
+            seal = Seal.unpack(raw)
+            units += 0 if seal is None else seal.ticks
+            if units > NEWEST_UNITS:
+                return after or int(commit) - 1
+            after = int(commit) - 1
+        return max(0, after)
+
+    # -- numbers --
+
+    def numbers(self) -> None:
+        """No gaps: each table's ids are as many as from its first to its last; known losses do not count."""
+        known = self._known_losses()
+        for table in ("iterations", "ticks", "state_changes", "events"):
+            ((first, last, count),) = self.rows(f"SELECT min(id), max(id), count(*) FROM {table}")
+            missing = (last - first + 1 - count if count else 0) - _within(known.get(table, []), first, last)
+            if missing > 0:
+                self.report.add(f"table {table}: {missing} rows between {first} and {last} are missing")
+        ((first, last, count),) = self.rows(
+            "SELECT min(id), max(id), count(*) FROM (SELECT id FROM commits UNION SELECT commit_id FROM iterations)"
+        )
+        missing = (last - first + 1 - count if count else 0) - _within(known.get("commits", []), first, last)
+        if missing > 0:
+            self.report.add(f"{missing} commits between {first} and {last} are missing")
+
+    def _known_losses(self) -> dict[str, list[tuple[int, int]]]:
+        """The ranges that `ael db recover` could not save, by table."""
+        noted = self.rows("SELECT value FROM meta WHERE name = 'recovered'")
+        return dict(json.loads(noted[0][0])["missing"]) if noted else {}
+
+    # -- seals --
+
+    def seals(self, after: int, tell: Tell) -> None:
+        """Compare each commit after `after` with its seal."""
+        before: Seal | None = None
+        began = True
+        for chunk in self._commits(after):
+            content = _Content(self, chunk)
+            if began:
+                self.first_change = content.first_change
+                began = False
+            for commit in chunk:
+                self.report.commits += 1
+                if commit.seal is None:
+                    before = None
+                    continue
+                self.report.sealed += 1
+                seal = Seal.unpack(commit.seal)
+                if seal is None:
+                    self.report.add(f"{commit}: its seal is damaged")
+                    before = None
+                    continue
+                if before is not None and before.tick_id != seal.tick_id - seal.ticks:
+                    self.report.add(f"{commit}: its units do not follow those of the commit before")
+                before = seal
+                found = content.digests(commit, seal)
+                self.report.rows += sum(map(len, found))
+                for group, digests, sealed in zip(GROUPS, found, seal.digests, strict=True):
+                    if fold(digests) != sealed:
+                        self.report.add(f"{commit}: {content.place(group, seal)} not what was committed")
+            tell(f"commits: up to {chunk[-1].id}")
+
+    def _commits(self, after: int) -> Iterator[list[_Commit]]:
+        """Yield the commits in order, in chunks."""
+        while True:
+            chunk: dict[int, _Commit] = {}
+            until = after + CHUNK
+            for row in self.rows(
+                "SELECT id, kind, iteration, run_id, at_us, seal FROM commits WHERE id > ? AND id <= ?", after, until
+            ):
+                chunk[row[0]] = _Commit(row[0], row[:5], row[5])
+            for row in self.rows(
+                f"SELECT {ITERATION}, seal FROM iterations WHERE id > ? ORDER BY id LIMIT ?",
+                self._iteration_before(after),
+                8 * CHUNK,
+            ):
+                if row[2] > until:
+                    break
+                commit = chunk.get(row[2])
+                if commit is None:
+                    commit = chunk[row[2]] = _Commit(row[2], None, None)
+                commit.iterations.append(row[:-1])
+                if row[-1] is not None:
+                    commit.seal = row[-1]
+            else:
+                last = max((number for number in chunk), default=until)
+                until = min(until, last)
+            if not chunk:
+                return
+            wanted = [chunk[number] for number in sorted(chunk) if number <= until]
+            if not wanted:
+                return
+            yield wanted
+            after = wanted[-1].id
+
+    def _iteration_before(self, commit_id: int) -> int:
+        """Return the last iteration up to a commit: their numbers grow together, so a search by halves finds it."""
+        ((low, high),) = self.rows("SELECT coalesce(min(id), 1) - 1, coalesce(max(id), 0) FROM iterations")
+        while low < high:
+            middle = (low + high + 1) // 2
+            found = self.rows("SELECT commit_id FROM iterations WHERE id >= ? ORDER BY id LIMIT 1", middle)
+            if found and found[0][0] <= commit_id:
+                low = middle
+            else:
+                high = middle - 1
+        return int(low)
+
+    # -- rows that are updated in place --
+
+    def rows_in_place(self) -> None:
+        patterns: dict[int, list[str]] = {}
+        for number, pattern in self.rows("SELECT subscription_id, pattern FROM subscription_patterns"):
+            patterns.setdefault(number, []).append(pattern)
+        for table in WITH_DIGEST:
+            columns = [column.name for column in metadata.tables[table].c if column.name != "digest"]
+            for row in self.rows(f"SELECT {', '.join(map(_quoted, columns))}, digest FROM {table}"):
+                content, digest = row[:-1], row[-1]
+                if digest is None:
+                    continue
+                self.report.rows += 1
+                if table == "subscriptions":
+                    content = (*content, sorted(patterns.get(row[0], [])))
+                if _digest(content) != digest:
+                    self.report.add(f"table {table}, row {row[0]!r}: not what was committed")
+
+    def redactions(self) -> None:
+        """What was redacted shows nothing else."""
+        for kind, column in REDACTED_IN.items():
+            for (number,) in self.rows(
+                f"SELECT t.id FROM row_digests d JOIN {kind} t ON t.id = d.row_id "
+                f"WHERE d.kind = ? AND d.why = 'redacted' AND t.{column} IS NOT ?",
+                kind,
+                REDACTED,
+            ):
+                self.report.add(f"table {kind}, row {number}: redacted, but it shows a value")
+
+    # -- replay --
+
+    def replay(self) -> None:
+        """Play all changes, and compare what they add up to with the state."""
+        live: dict[int, tuple[int, str, int, int | None]] = {}
+        cursor = self.connection.execute(
+            "SELECT c.id, c.key_id, c.value, c.previous_id, t.agent_id FROM state_changes c "
+            "LEFT JOIN ticks t ON t.id = c.tick_id ORDER BY c.id"
+        )
+        for number, key, value, previous, agent in cursor:
+            known = live.get(key)
+            if previous != (None if known is None else known[0]):
+                self.report.add(f"change {number}: it does not follow the change of its key before it")
+            if value is None:
+                live.pop(key, None)
+            else:
+                live[key] = (number, value, 1 if known is None else known[2] + 1, agent)
+        names: dict[int, str] = dict(self.rows("SELECT id, name FROM keys"))
+        for key, value, version, change, agent in self.connection.execute(
+            "SELECT key_id, value, version, change_id, agent_id FROM state"
+        ):
+            self.report.keys += 1
+            expected = live.pop(key, None)
+            name = names.get(key, f"number {key}")
+            if expected is None:
+                self.report.add(f"state key {name!r}: its history says that it does not exist")
+            elif (change, value, version) != expected[:3] or expected[3] not in (None, agent):
+                self.report.add(f"state key {name!r}: not what its history says (change {expected[0]})")
+        for key in live:
+            self.report.add(f"state key {names.get(key, f'number {key}')!r}: its history says that it exists")
+
+    def newest_values(self, after: int) -> None:
+        """The same for the keys changed after a change, without playing all of the history."""
+        for name, number in self.rows(
+            "SELECT k.name, c.id FROM (SELECT key_id, max(id) AS id FROM state_changes WHERE id > ? GROUP BY key_id) n "
+            "JOIN state_changes c ON c.id = n.id JOIN keys k ON k.id = c.key_id "
+            "LEFT JOIN state s ON s.key_id = c.key_id "
+            "WHERE s.value IS NOT c.value OR (c.value IS NOT NULL AND s.change_id <> c.id)",
+            after,
+        ):
+            self.report.add(f"state key {name!r}: not what its history says (change {number})")
+
+    # -- statistics --
+
+    def recount(self) -> None:
+        """Compare the counts of each agent with its units, and with the totals of those that are gone."""
+        totals = {row[0]: row[1:] for row in self.rows("SELECT agent_id, ticks, errors, events FROM agent_totals")}
+        names: dict[int, str] = dict(self.rows("SELECT id, name FROM agents"))
+        counted: dict[int, list[int]] = {}
+        for agent, kind, outcome, number in self.rows(
+            "SELECT t.agent_id, t.kind, t.outcome, count(*) FROM ticks t "
+            "LEFT JOIN agent_totals b ON b.agent_id = t.agent_id "
+            "WHERE t.id > coalesce(b.tick_id, 0) GROUP BY 1, 2, 3"
+        ):
+            counts = counted.setdefault(agent, [0, 0, 0])
+            if outcome == 0 and kind == 0:
+                counts[0] += number
+            elif outcome == 0 and kind == 1:
+                counts[2] += number
+            elif outcome in (1, 2):
+                counts[1] += number
+        for agent, ticks, errors, events, measured in self.rows(
+            "SELECT agent_id, ticks, errors, events, measured FROM agent_stats WHERE agent_id > 0"
+        ):
+            base = totals.get(agent, (0, 0, 0))
+            kept = [one + other for one, other in zip(counted.get(agent, [0, 0, 0]), base, strict=True)]
+            name = names.get(agent, f"number {agent}")
+            if errors != kept[1]:
+                self.report.add(f"agent {name!r}: counts {errors} errors, its units {kept[1]}")
+            if events != kept[2]:
+                self.report.add(f"agent {name!r}: counts {events} events, its units {kept[2]}")
+            if not kept[0] <= ticks <= measured:  # those that changed nothing leave no row
+                self.report.add(f"agent {name!r}: counts {ticks} ticks of {measured} measured, its units {kept[0]}")
+
+
+class _Commit:
+    """One commit: its row where it is of no iteration, its iterations, its seal."""
+
+    __slots__ = ("id", "iterations", "row", "seal")
+
+    def __init__(self, id: int, row: Row | None, seal: bytes | None) -> None:
+        self.id = id
+        self.row = row
+        self.seal = seal
+        self.iterations: list[Row] = []
+
+    def __str__(self) -> str:
+        if self.row is not None:
+            return f"commit {self.id} ({self.row[1]}, after iteration {self.row[2]})"
+        if not self.iterations:
+            return f"commit {self.id}"
+        first, last = self.iterations[0][0], self.iterations[-1][0]
+        which = f"iteration {first}" if first == last else f"iterations {first} to {last}"
+        return f"commit {self.id} ({which})"
+
+
+class _Content:
+    """The rows of a chunk of commits, read together."""
+
+    def __init__(self, proof: _Proof, chunk: Sequence[_Commit]) -> None:
+        self.kept = proof.kept
+        seals = [seal for commit in chunk if commit.seal is not None and (seal := Seal.unpack(commit.seal)) is not None]
+        first = min((seal.tick_id - seal.ticks for seal in seals), default=0)
+        last = max((seal.tick_id for seal in seals), default=0)
+        rows = proof.rows
+        between = "BETWEEN ? AND ?"
+        self.ticks = {row[0]: row for row in rows(f"SELECT {TICKS} FROM ticks WHERE id {between}", first + 1, last)}
+        self.errors = {
+            row[0]: row
+            for row in rows(
+                f"SELECT tick_id, type, message, traceback FROM tick_errors WHERE tick_id {between}", first + 1, last
+            )
+        }
+        at = TickRow._fields.index
+        ends = [self.ticks[number] for number in (min(self.ticks, default=0), max(self.ticks, default=0)) if number]
+
+        def span(before: str, number: str) -> tuple[int, int]:
+            """The first and the last row that the units made."""
+            return (ends[0][at(before)] + 1, ends[-1][at(before)] + ends[-1][at(number)]) if ends else (1, 0)
+
+        self.first_change, last_change = span("change_id", "changes")
+        first_event, last_event = span("event_id", "events")
+        self.changes: dict[int, list[Row]] = {}
+        for row in rows(
+            "SELECT c.id, k.name, c.value, c.previous_id, c.tick_id FROM state_changes c "
+            f"LEFT JOIN keys k ON k.id = c.key_id WHERE c.id {between} ORDER BY c.id",
+            self.first_change,
+            last_change,
+        ):
+            self.changes.setdefault(row[4], []).append(row)
+        self.events: dict[int, list[Row]] = {}
+        for row in rows(
+            "SELECT e.id, y.name, s.name, e.data, e.metadata, e.timestamp_us, e.tick_id, e.hops FROM events e "
+            "LEFT JOIN event_types y ON y.id = e.type_id LEFT JOIN event_sources s ON s.id = e.source_id "
+            f"WHERE e.id {between} ORDER BY e.id",
+            first_event,
+            last_event,
+        ):
+            self.events.setdefault(row[6], []).append(row)
+        commits = (chunk[0].id, chunk[-1].id)
+        self.commands: dict[int, list[Row]] = {}
+        for row in rows(
+            "SELECT id, commit_id, at_us, actor, name, arguments, error FROM commands "
+            f"WHERE commit_id {between} ORDER BY id",
+            *commits,
+        ):
+            self.commands.setdefault(row[1], []).append(row)
+        self.moves: dict[int, list[Row]] = {}
+        for row in rows(
+            f"SELECT id, commit_id, kind, subject, value FROM moves WHERE commit_id {between} ORDER BY id", *commits
+        ):
+            self.moves.setdefault(row[1], []).append(row)
+
+    def digests(self, commit: _Commit, seal: Seal) -> tuple[list[int], list[int], list[int], list[int]]:
+        """Return the digests of a commit's rows, in the order of `digest.seal`."""
+        units = range(seal.tick_id - seal.ticks + 1, seal.tick_id + 1)
+        rest = [] if commit.row is None else [_digest(commit.row)]
+        rest += [_digest(row) for row in commit.iterations]
+        rest += [self._digest("commands", row) for row in self.commands.get(commit.id, ())]
+        rest += [_digest(row) for row in self.moves.get(commit.id, ())]
+        return (
+            [_digest(self.ticks[number]) for number in units if number in self.ticks]
+            + [_digest(self.errors[number]) for number in units if number in self.errors],
+            [self._digest("state_changes", row) for number in units for row in self.changes.get(number, ())],
+            [self._digest("events", row) for number in units for row in self.events.get(number, ())],
+            rest,
+        )
+
+    def _digest(self, kind: str, row: Row) -> int:
+        kept = self.kept.get((kind, row[0])) if self.kept else None
+        return _digest(row) if kept is None else kept
+
+    def place(self, group: str, seal: Seal) -> str:
+        """Say which rows of a group a commit has."""
+        units = range(seal.tick_id - seal.ticks + 1, seal.tick_id + 1)
+        if group == "ticks":
+            return f"its units ({_span(units)}) are"
+        if group not in ("state_changes", "events"):
+            return "its iterations, commands or moves are"
+        rows = self.changes if group == "state_changes" else self.events
+        numbers = [row[0] for number in units for row in rows.get(number, ())]
+        return f"its rows in {group} ({_span(numbers)}) are"
+
+
+def _within(ranges: Sequence[tuple[int, int]], first: int | None, last: int | None) -> int:
+    """Return how many numbers of these ranges lie between two others."""
+    if first is None or last is None:
+        return 0
+    return sum(max(0, min(end, last) - max(begin, first) + 1) for begin, end in ranges)
+
+
+def _span(numbers: Sequence[int]) -> str:
+    if not numbers:
+        return "none found"
+    return str(numbers[0]) if len(numbers) == 1 else f"{min(numbers)} to {max(numbers)}"
+
+
+def _digest(content: Row) -> int:
+    """Return the digest of a row that was read; 0 where it holds what no writer could have written."""
+    try:
+        return row_digest(content)
+    except TypeError:
+        return 0
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
