@@ -35,7 +35,7 @@ __all__ = ["VerifyReport", "verify", "verify_newest"]
 
 CHUNK = 2000
 """Commits that are looked at together."""
-NEWEST, NEWEST_UNITS = 500, 5000
+NEWEST, NEWEST_UNITS = 500, 1000
 """How many commits the quick form looks at, at most: so many, or the last ones that have so many units."""
 SHOWN = 100
 """Problems that are described; the others are counted."""

@@ -118,7 +118,9 @@ async def test_chain_goes_through_several_agents_callbacks_failures_and_restarts
 
     def build() -> AELController:
         failing = agent("failing", event=fail, error=error, subscriptions=["ping"])
-        controller = controller_on(path, failing, hop_limit=9, delivery_attempts=1, quarantine_after=100)
+        controller = controller_on(
+            path, failing, hop_limit=9, delivery_attempts=1, backoff_after=100, quarantine_after=100
+        )
         bus = controller.event_bus
 
         async def callback(event: Event) -> None:

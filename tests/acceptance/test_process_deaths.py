@@ -201,12 +201,13 @@ async def test_quarantine_by_deaths_is_probed_after_an_hour_and_released_by_succ
     controller = controller_on(path, sick, other, clock=clock, quarantine_after_deaths=1)
     async with running(controller):
         assert status(path, "a") == "quarantined"
+        ticked = sick.tick_count
         clock.skip(3500)
         before = other.tick_count
         await until(lambda: other.tick_count > before + 2)
-        assert sick.tick_count == 1, "only that of the first run"
+        assert sick.tick_count == ticked, "only those of the first run"
         clock.skip(200)
-        await until(lambda: sick.tick_count > 1)
+        await until(lambda: sick.tick_count > ticked)
 
     assert (status(path, "a"), deaths(path, "a")) == ("active", 0)
 

@@ -114,8 +114,6 @@ def run_here(ael: Ael, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptur
     monkeypatch.setattr("ael_store.telemetry.configure_logging", lambda *_arguments: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    for name in ("_manager", "_bus", "_context", "_controller"):  # a process of its own has its own
-        monkeypatch.setattr(f"ael_store.compat.{name}", None)
     caplog.set_level("INFO")
     before = set(sys.modules)
 

@@ -1,0 +1,21 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def own_singletons(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Begin as a new process does: without a manager, bus, context or controller of its own."""
+    for name in ("_manager", "_bus", "_context", "_controller"):
+        monkeypatch.setattr(f"ael_store.compat.{name}", None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible() -> None:
+    """Let processes of the tests be interrupted, also where the tests run in the background of a shell."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
