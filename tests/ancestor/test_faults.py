@@ -398,7 +398,8 @@ async def test_a23_subscriber_that_emits_its_own_type_does_not_recurse(path: Pat
 
     delivered = rows(path, "SELECT iteration, count(*) FROM v_ticks WHERE kind = 'event' GROUP BY iteration")
     assert {count for _, count in delivered} == {1}
-    assert rows(path, "SELECT max(iteration) FROM v_iterations")[0] == controller.state_context.get("heard")
+    ahead = rows(path, "SELECT max(iteration) FROM v_iterations")[0] - controller.state_context.get("heard")
+    assert ahead in (0, 1), "one in each iteration; the stop may cut the last one short"
     assert rows(path, "SELECT error_count FROM v_agents WHERE name = 'echo'") == [0]
 
 
