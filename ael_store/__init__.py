@@ -26,16 +26,21 @@ if TYPE_CHECKING:
     from ael_store.compat import get_state_context as get_state_context
     from ael_store.compat import run_ael_loop as run_ael_loop
     from ael_store.errors import AelError as AelError
+    from ael_store.errors import Fatal as Fatal
+    from ael_store.errors import RetryAfter as RetryAfter
     from ael_store.errors import UnitClosed as UnitClosed
     from ael_store.model.event import Event as Event
     from ael_store.model.secret import Secret as Secret
+    from ael_store.model.task import Task as Task
     from ael_store.runtime.agent import AgentBase as AgentBase
     from ael_store.runtime.bus import EventBus as EventBus
     from ael_store.runtime.context import StateContext as StateContext
     from ael_store.runtime.controller import AELController as AELController
     from ael_store.runtime.manager import AgentManager as AgentManager
     from ael_store.runtime.scheduler import Scheduler as Scheduler
+    from ael_store.runtime.task_function import task as task
     from ael_store.settings import Settings as Settings
+    from ael_store.settings import TaskLimit as TaskLimit
     from ael_store.store.store import Store as Store
 
 _HOMES = {
@@ -45,11 +50,15 @@ _HOMES = {
     "AgentManager": "ael_store.runtime.manager",
     "Event": "ael_store.model.event",
     "EventBus": "ael_store.runtime.bus",
+    "Fatal": "ael_store.errors",
+    "RetryAfter": "ael_store.errors",
     "Scheduler": "ael_store.runtime.scheduler",
     "Secret": "ael_store.model.secret",
     "Settings": "ael_store.settings",
     "StateContext": "ael_store.runtime.context",
     "Store": "ael_store.store.store",
+    "Task": "ael_store.model.task",
+    "TaskLimit": "ael_store.settings",
     "UnitClosed": "ael_store.errors",
     "connect": "ael_store.client",
     "create_ael_controller": "ael_store.compat",
@@ -62,6 +71,7 @@ _HOMES = {
     "get_event_bus": "ael_store.compat",
     "get_state_context": "ael_store.compat",
     "run_ael_loop": "ael_store.compat",
+    "task": "ael_store.runtime.task_function",
 }
 
 __all__ = [
@@ -71,11 +81,15 @@ __all__ = [
     "AgentManager",
     "Event",
     "EventBus",
+    "Fatal",
+    "RetryAfter",
     "Scheduler",
     "Secret",
     "Settings",
     "StateContext",
     "Store",
+    "Task",
+    "TaskLimit",
     "UnitClosed",
     "__version__",
     "connect",
@@ -89,6 +103,7 @@ __all__ = [
     "get_event_bus",
     "get_state_context",
     "run_ael_loop",
+    "task",
 ]
 
 

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ael_store.clock import SystemClock
+from ael_store.clock import SystemClock, from_us, to_us
 from ael_store.errors import DatabaseNotUsable, LoopNotRunning, OwnedElsewhere
 from ael_store.model.event import Emission, Event
 from ael_store.model.records import Commit
@@ -31,6 +32,8 @@ from ael_store.runtime.delivery import Deliveries
 from ael_store.runtime.journal import Journal
 from ael_store.runtime.outside import Request
 from ael_store.runtime.roster import Roster
+from ael_store.runtime.task_function import PLAIN, policy_of, reference_of
+from ael_store.runtime.tasks import TaskBoard
 from ael_store.settings import Settings
 from ael_store.store.lock import current_holder
 from ael_store.store.reader import Reader
@@ -95,6 +98,42 @@ class Client:
         """Remove a key; durable on return. True if it existed."""
         return bool(self._change("state.delete", {"key": key}))
 
+    def submit(
+        self,
+        function: Callable[..., Any] | str,
+        *args: Any,
+        agent: str | None = None,
+        key: str | None = None,
+        after: float | str | timedelta | datetime | None = None,
+        priority: int = 5,
+        limit: str | None = None,
+    ) -> int:
+        """Submit a task and return its number; durable on return. A key that is known gives the number it has.
+
+        `function` is one at the top of a module, or a name: `module:function`, a registered one, or with `agent` a
+        method of it. The agent gets the result; without one it comes as the event `task_finished`.
+        """
+        name, owner = reference_of(function)
+        encode(list(args), f"the arguments of task {name!r}")
+        policy = PLAIN if isinstance(function, str) else policy_of(function)
+        arguments: dict[str, Any] = {
+            "name": name,
+            "args": list(args),
+            "agent": agent or owner,
+            "key": key,
+            "priority": priority,
+            "limit": limit or policy.limit,
+        }
+        if isinstance(after, datetime):
+            arguments["at"] = from_us(to_us(after)).isoformat()
+        else:
+            arguments["after"] = after.total_seconds() if isinstance(after, timedelta) else after
+        return int(self._change("tasks.submit", arguments)["id"])
+
+    def answer(self, task_id: int, choice: str, *, by: str) -> None:
+        """Answer a question; durable on return. Raises UsageError where it was answered, or takes no such answer."""
+        self._change("tasks.answer", {"id": task_id, "choice": choice, "by": by})
+
     def _change(self, command: str, arguments: dict[str, Any]) -> Any:
         return change(self.path, command, arguments, allow_shared_folder=self.allow_shared_folder)
 
@@ -146,6 +185,24 @@ class AsyncClient:
     ) -> int:
         """Emit an event and return its number; durable on return."""
         return await asyncio.to_thread(lambda: self._client.emit(type, data, metadata, source=source))
+
+    async def submit(
+        self,
+        function: Callable[..., Any] | str,
+        *args: Any,
+        agent: str | None = None,
+        key: str | None = None,
+        after: float | str | timedelta | datetime | None = None,
+        priority: int = 5,
+        limit: str | None = None,
+    ) -> int:
+        """Submit a task and return its number; durable on return."""
+        options = {"agent": agent, "key": key, "after": after, "priority": priority, "limit": limit}
+        return await asyncio.to_thread(lambda: self._client.submit(function, *args, **options))  # type: ignore[arg-type]
+
+    async def answer(self, task_id: int, choice: str, *, by: str) -> None:
+        """Answer a question; durable on return."""
+        await asyncio.to_thread(lambda: self._client.answer(task_id, choice, by=by))
 
     async def set(self, key: str, value: Any) -> bool:
         """Give a key a value; durable on return. True if that changed anything."""
@@ -208,21 +265,26 @@ def _run_directly(store: Store, command: str, arguments: dict[str, Any], limits:
 
 async def _directly(store: Store, command: str, arguments: dict[str, Any], limits: Limits) -> Any:
     wanted = None if command in ("agents.rename", "agents.forget") else [arguments.get("key", "")]
-    resumed = await store.open(f"ael {command}", upgrade_schema=False, create=False, keys=wanted)
+    with_tasks = command.startswith(("tasks.", "agents.forget"))
+    resumed = await store.open(f"ael {command}", upgrade_schema=False, create=False, keys=wanted, tasks=with_tasks)
     try:
         run_id = resumed.run_id
         state = State(resumed.cells, resumed.change_id)
         journal = Journal(resumed, state, run_id)
         settings = Settings()
+        roster, clock = Roster(journal, settings, resumed), SystemClock()
+        tasks = TaskBoard(journal, settings, roster, clock, resumed, limits)
         desk = Desk(
             state,
             journal,
-            Roster(journal, settings, resumed),
+            roster,
             Deliveries(journal, settings, resumed.subscriptions, resumed.requested),
-            SystemClock(),
+            tasks,
+            clock,
             limits,
             running=False,
             find_dead_letters=store.reader.dead_letter_records,
+            find_task=store.reader.task_record,
             paused=resumed.positions.get(PAUSED) == "true",
         )
         refused: Exception | None = None
@@ -234,6 +296,7 @@ async def _directly(store: Store, command: str, arguments: dict[str, Any], limit
         commit: Commit = journal.take("command", desk.clock.now_us())
         commit.run_id = None
         await store.commit(commit, take_from=resumed.token, holder=f"pid {os.getpid()}: ael {command}")
+        tasks.committed(commit.known_keys)
         if refused is not None:
             raise refused
         return result

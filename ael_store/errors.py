@@ -13,9 +13,11 @@ __all__ = [
     "DatabaseDamaged",
     "DatabaseNotUsable",
     "DiskFull",
+    "Fatal",
     "InvalidAgent",
     "InvalidKey",
     "InvalidSetting",
+    "InvalidTask",
     "InvalidTrigger",
     "InvalidValue",
     "InvalidValueType",
@@ -24,9 +26,11 @@ __all__ = [
     "NotAllowedHere",
     "OwnedElsewhere",
     "OwnershipLost",
+    "RetryAfter",
     "SchemaTooNew",
     "SchemaTooOld",
     "StorageFailed",
+    "TaskNotFound",
     "UnitClosed",
     "UsageError",
 ]
@@ -59,6 +63,10 @@ class InvalidTrigger(UsageError):
     """A trigger is neither `every …` nor a cron line, or names an unknown time zone."""
 
 
+class InvalidTask(UsageError):
+    """A task can't be submitted, or its function can't be found again after a restart; the message says why."""
+
+
 class AgentNotLoadable(UsageError):
     """An agent file, module or attribute can't be imported or holds no agents."""
 
@@ -85,6 +93,28 @@ class AgentNotFound(AelError, LookupError):
 
 class DeadLetterNotFound(AelError, LookupError):
     """There is no such dead letter, or its subscription has ended, so that it can't be delivered any more."""
+
+
+class TaskNotFound(AelError, LookupError):
+    """There is no task of that number or key."""
+
+
+# -- what a task raises -----------------------------------------------------------------------------
+
+
+class RetryAfter(AelError):
+    """Raised by a task: not now, try again after so many seconds. Counts as no failure; holds the task's limit.
+
+    `RetryAfter(60)`, `RetryAfter("5m")`, `RetryAfter(60, "the provider is busy")`.
+    """
+
+    def __init__(self, after: float | str, why: str = "") -> None:
+        super().__init__(why or f"try again after {after}")
+        self.after = after
+
+
+class Fatal(AelError):
+    """Raised by a task: no further attempt can succeed, so there is none."""
 
 
 # -- when something is called -----------------------------------------------------------------------

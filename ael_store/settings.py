@@ -15,13 +15,14 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Any, Literal
 
 from ael_store.errors import InvalidSetting
 from ael_store.model.secret import Secret
 
-__all__ = ["AgentTable", "LoadedSettings", "Rule", "Settings", "load_settings"]
+__all__ = ["AgentTable", "LoadedSettings", "Rule", "Settings", "TaskLimit", "load_settings"]
 
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _NOUNS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
@@ -138,6 +139,46 @@ def _choice(default: str, help: str, *choices: str) -> Any:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TaskLimit:
+    """A limit of tasks, as a table `[limits.NAME]` has it; None stands for no bound."""
+
+    concurrency: int | None = None
+    """Most attempts running at once."""
+    per_minute: int | None = None
+    """Most attempts begun within any 60 s."""
+    per_day: int | None = None
+    """Most attempts begun in a day (UTC)."""
+    usd_per_day: str | None = None
+    """Most money in a day (UTC), a decimal number as text; numbers are accepted."""
+    breaker: int = 3
+    """How many different tasks in a row may fail before none is started for a while; 0 means any number."""
+
+    def __post_init__(self) -> None:
+        for name, low in (("concurrency", 1), ("per_minute", 1), ("per_day", 0), ("breaker", 0)):
+            value = getattr(self, name)
+            if (value is not None or name == "breaker") and (type(value) is not int or not low <= value <= 10**9):
+                raise InvalidSetting(f"{name} is {value!r}; wanted is a whole number, {low} or more")
+        if self.usd_per_day is not None:
+            object.__setattr__(self, "usd_per_day", read_amount("usd_per_day", self.usd_per_day))
+
+    def bounds(self) -> dict[str, int | str]:
+        """Return the bounds that there are."""
+        found = {name: getattr(self, name) for name in ("concurrency", "per_minute", "per_day", "usd_per_day")}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def read_amount(name: str, value: object) -> str:
+    """Return an amount of money as a plain decimal number; raises InvalidSetting."""
+    try:
+        amount = Decimal(str(value))
+    except ArithmeticError:
+        amount = Decimal(-1)
+    if isinstance(value, bool) or not amount.is_finite() or not 0 <= amount <= 10**12:
+        raise InvalidSetting(f"{name} is {value!r}; wanted is an amount of USD, 0 or more")
+    return f"{amount:f}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """Every setting with its default. A wrong value raises InvalidSetting, however it comes in."""
 
@@ -208,13 +249,26 @@ class Settings:
     stall_limit: float = _length(
         120.0, "After how long a standstill of the event loop ends the process (exit code 70); 0 means never"
     )
+    task_attempts: int = _count(5, "Attempts at a task before it has failed")
+    task_timeout: float = _length(300.0, "How long an attempt at a task may take; 0 means no limit")
+    tasks_at_once: int = _count(100, "Most tasks running at once", high=10_000)
+    task_days: float = _setting(
+        90.0,
+        "How long tasks are kept after their result was taken up; their keys are known as long",
+        Rule("float", unit="days", low=0, high=36_500, above=True),
+    )
+    limits: Mapping[str, TaskLimit] = field(default_factory=dict, hash=False)
+    """Limits of tasks by name: tables `[limits.NAME]`, here also as mappings."""
 
     def __post_init__(self) -> None:
         for name in RULES:
             object.__setattr__(self, name, _checked(name, getattr(self, name), "argument"))
+        object.__setattr__(self, "limits", _read_limits(self.limits, "limits"))
 
 
-RULES: dict[str, Rule] = {setting.name: setting.metadata["rule"] for setting in fields(Settings)}
+RULES: dict[str, Rule] = {
+    setting.name: setting.metadata["rule"] for setting in fields(Settings) if "rule" in setting.metadata
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -305,8 +359,10 @@ def load_settings(
 
     if path is not None:
         section = " [tool.ael]" if path.name == "pyproject.toml" else ""
-        _refuse_unknown(table, [*RULES, "agents"], f"{path}{section}", "setting")
+        _refuse_unknown(table, [*RULES, "agents", "limits"], f"{path}{section}", "setting")
         agents = _read_agents(table.pop("agents", {}), path)
+        prefix = "tool.ael.limits" if section else "limits"
+        values["limits"] = _read_limits(table.pop("limits", {}), f"{path} [{prefix}]")
         for name, value in table.items():
             values[name] = _checked(name, value, f"{path}{section}")
             origins[name] = f"{path.name}{section}"
@@ -468,6 +524,30 @@ def _refuse_unknown(table: Mapping[str, object], known: Iterable[str], where: st
     if unknown:
         hint = "" if "did you mean" in unknown[0] else f"; known are {', '.join(known)}"
         raise InvalidSetting(f"{where}: {'; '.join(unknown)}{hint}")
+
+
+# -- [limits.*] -------------------------------------------------------------------------------------
+
+
+def _read_limits(tables: object, origin: str) -> dict[str, TaskLimit]:
+    if not isinstance(tables, Mapping):
+        raise InvalidSetting(f"{origin} is {_kind(tables)}; wanted are tables [limits.NAME]")
+    limits: dict[str, TaskLimit] = {}
+    for name, table in tables.items():
+        where = f"{origin.removesuffix(']')}.{name}" + ("]" if origin.endswith("]") else "")
+        if not isinstance(name, str) or not name or not name.isprintable() or ":" in name:
+            raise InvalidSetting(f"{where}: the name of a limit is a printable text without a colon")
+        if isinstance(table, TaskLimit):
+            limits[name] = table
+            continue
+        if not isinstance(table, Mapping):
+            raise InvalidSetting(f"{where} is {_kind(table)}; wanted is a table with bounds like per_minute = 60")
+        _refuse_unknown(table, TaskLimit.__dataclass_fields__, where, "key")
+        try:
+            limits[name] = TaskLimit(**table)
+        except InvalidSetting as error:
+            raise InvalidSetting(f"{where}: {error}") from None
+    return limits
 
 
 # -- [agents.*] -------------------------------------------------------------------------------------

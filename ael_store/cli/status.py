@@ -36,6 +36,7 @@ FACTS = (
     "keys",
     "pending",
     "dead_letters",
+    "tasks",
     "problems",
     "database",
     "revision",
@@ -47,7 +48,7 @@ FACTS = (
 PATIENCE_S = 2.0
 """How long a loop may take to say how it is."""
 
-PROBLEM_COLORS = {"failing_agent": "yellow", "lagging_subscriber": "yellow", "overrun": "yellow"}
+PROBLEM_COLORS = {"failing_agent": "yellow", "lagging_subscriber": "yellow", "overrun": "yellow", "question": "cyan"}
 
 
 def add_to(app: typer.Typer) -> None:
@@ -146,9 +147,11 @@ def _show(facts: dict[str, Any], run: dict[str, Any] | None) -> None:
         ("agents", _agents(facts["agents"])),
         ("state", f"{facts['keys']} keys"),
         ("events", f"{facts['pending']} pending, " + (colored(dead, "red") if facts["dead_letters"] else dead)),
+        ("tasks", ", ".join(f"{count} {word}" for word, count in sorted(facts["tasks"].items()))),
         ("database", f"{database}, revision {facts['revision']}"),
     ):
-        say(f"{title:<11}{text}")
+        if text:
+            say(f"{title:<11}{text}")
 
 
 def _loop(facts: dict[str, Any], run: dict[str, Any] | None) -> str:

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from ael_store.clock import from_us, to_us
-from ael_store.errors import InvalidValue, InvalidValueType
+from ael_store.errors import InvalidValue, InvalidValueType, NotAllowedHere
 from ael_store.model.values import DEFAULT_LIMITS, Limits, decode, encode, shown, type_name
 
 __all__ = ["Emission", "Event", "EventRecord", "check_name", "compile_patterns", "glob_of"]
@@ -30,7 +30,7 @@ class Event:
     aware UTC time. What a handler changes in `data` or `metadata` stays with that handler.
     """
 
-    __slots__ = ("_data", "_metadata", "_record", "_timestamp", "id", "iteration", "source", "type")
+    __slots__ = ("_answer", "_data", "_metadata", "_record", "_timestamp", "id", "iteration", "source", "type")
 
     def __init__(
         self,
@@ -45,6 +45,8 @@ class Event:
         self.id: int | None = None
         self.iteration: int | None = None
         self._record: EventRecord | None = None
+        self._answer: Callable[[Event, str], None] | None = None
+        """Where it is being handled: emits a reply in the unit of the handler."""
         self._data = data
         self._timestamp = timestamp if timestamp is not None else datetime.now(UTC)
         if metadata is not None and not isinstance(metadata, Mapping):
@@ -62,6 +64,7 @@ class Event:
         event.id = record.id
         event.iteration = record.iteration
         event._record = record
+        event._answer = None
         event._data = None
         event._timestamp = None  # type: ignore[assignment]
         event._metadata = None
@@ -101,6 +104,24 @@ class Event:
         self._metadata = {} if record.metadata is None else decode(record.metadata)
         self._timestamp = from_us(record.timestamp_us)
         self._record = None
+
+    def reply(self, data: Any = None, *, type: str | None = None) -> Event:
+        """Emit an event to the source of this one, and to nobody else; returns it.
+
+        Its type is that of this event with `.reply` behind it, unless `type` says another. Its metadata name what it
+        answers (`in_reply_to`, the event's number) and who it is for (`to`). An agent gets it in `on_event`, whatever
+        its `subscriptions` are; a callback gets it where it subscribed for that type under the source's name; for a
+        source outside it is in the log. Raises NotAllowedHere where the event is not being handled.
+        """
+        if self._answer is None:
+            raise NotAllowedHere(
+                "`reply` belongs to the handler of an event, while it runs: call it on the event that `on_event` gets"
+            )
+        event = Event(
+            f"{self.type}.reply" if type is None else type, "", data, None, {"in_reply_to": self.id, "to": self.source}
+        )
+        self._answer(event, self.source)
+        return event
 
     def to_dict(self) -> dict[str, Any]:
         """Return the event as a JSON object; the time as ISO text."""
@@ -146,6 +167,8 @@ class EventRecord:
     iteration: int
     hops: int | None = None
     """How many handlers of events led to it, one after another; None for none."""
+    target: str | None = None
+    """Of a reply, the name of who alone gets it; None for everybody who wants its type."""
 
 
 @dataclass(slots=True)
@@ -163,6 +186,7 @@ class Emission:
     due_us: int | None
     event: Event
     is_counted: bool = False
+    target: str | None = None
 
     @classmethod
     def of(

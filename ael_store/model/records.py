@@ -16,17 +16,22 @@ __all__ = [
     "AgentRecord",
     "AgentStats",
     "AgentTotals",
+    "AttemptRecord",
     "CommandRecord",
     "Commit",
+    "CopyRecord",
     "DeadLetterRecord",
     "DelayedRecord",
     "IterationRecord",
+    "LimitRecord",
+    "LimitUse",
     "Move",
     "Redaction",
     "Resumed",
     "RunRecord",
     "ScheduleRecord",
     "SubscriptionRecord",
+    "TaskRecord",
     "TickError",
     "TickRow",
 ]
@@ -51,6 +56,7 @@ class TickRow(NamedTuple):
     seen_change_id: int | None
     cause_event_id: int | None
     subscription_id: int | None
+    cause_task_id: int | None = None
 
 
 class TickError(NamedTuple):
@@ -222,6 +228,103 @@ class CommandRecord:
     error: str | None
 
 
+@dataclass(slots=True)
+class TaskRecord:
+    """One task, as in table `tasks`."""
+
+    id: int
+    agent_id: int
+    name: str
+    key: str
+    status: str
+    attempts: int
+    priority: int
+    limit_name: str | None
+    args: str
+    result: str | None
+    error: str | None
+    cost_usd: str | None
+    created_us: int
+    next_us: int | None
+    started_us: int | None
+    ended_us: int | None
+    tick_id: int
+    kind: str
+    question: str | None
+    failures: int
+    interruptions: int
+    held: str | None
+    hops: int | None
+    answered_by: str | None
+    applied_us: int | None
+    applied_tick_id: int | None
+    apply_attempts: int
+    apply_error: str | None
+
+    @property
+    def is_over(self) -> bool:
+        """True where nothing is left to do but to take up its result."""
+        return self.status in ("done", "failed", "cancelled")
+
+
+@dataclass(slots=True)
+class AttemptRecord:
+    """One attempt at a task, as in table `task_attempts`."""
+
+    id: int
+    task_id: int
+    number: int
+    run_id: int
+    limit_name: str | None
+    outcome: str
+    started_us: int
+    ended_us: int | None
+    reserved_usd: str | None
+    cost_usd: str | None
+    error: str | None
+    traceback: str | None
+
+
+@dataclass(slots=True)
+class LimitRecord:
+    """One limit, as in table `limits`."""
+
+    name: str
+    concurrency: int | None
+    per_minute: int | None
+    per_day: int | None
+    usd_per_day: str | None
+    configured: str
+    raised: str
+    opened: int
+    held_until_us: int | None
+    held_because: str | None
+    blocked_us: int | None
+    blocked_because: str | None
+    blocked_until_us: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRecord:
+    """From what a database was restored, recovered or forked, and when."""
+
+    at_us: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class LimitUse:
+    """What attempts have used of a limit, as far as it counts now."""
+
+    starts_us: tuple[int, ...]
+    """When attempts of the last minute began, in order."""
+    starts_today: int
+    usd_today: str
+    """What they cost, or had reserved where that is not known: a decimal number as text."""
+    largest_usd: str
+    """The largest cost of a day."""
+
+
 class Redaction(NamedTuple):
     """What to blank wherever it stands: every value of a state key, or one event."""
 
@@ -273,6 +376,15 @@ class Commit:
     """Agents whose statistics end."""
     totals: list[AgentTotals] = field(default_factory=list)
     redactions: list[Redaction] = field(default_factory=list)
+    new_tasks: dict[int, TaskRecord] = field(default_factory=dict)
+    tasks: dict[int, TaskRecord] = field(default_factory=dict)
+    """Tasks that have changed, those in `new_tasks` not among them."""
+    attempts: dict[int, AttemptRecord] = field(default_factory=dict)
+    limits: dict[str, LimitRecord] = field(default_factory=dict)
+    pruned_tasks: list[int] = field(default_factory=list)
+    """Tasks to remove, with their attempts."""
+    known_keys: dict[int, int] = field(default_factory=dict)
+    """Filled by the store: new tasks that were not written, and the task that has their key."""
 
     @property
     def rows(self) -> int:
@@ -294,6 +406,11 @@ class Commit:
             or self.moves
             or self.commands
             or self.redactions
+            or self.new_tasks
+            or self.tasks
+            or self.attempts
+            or self.limits
+            or self.pruned_tasks
         )
 
 
@@ -325,5 +442,14 @@ class Resumed:
     delayed_id: int
     dead_letter_id: int
     command_id: int
+    task_id: int = 0
+    attempt_id: int = 0
+    tasks: list[TaskRecord] = field(default_factory=list)
+    """Those that are not over, or whose result is still to be taken up."""
+    attempts: list[AttemptRecord] = field(default_factory=list)
+    """Those whose end is not known."""
+    limits: dict[str, LimitRecord] = field(default_factory=dict)
+    copy: CopyRecord | None = None
+    """What this database was made from; None where it is no copy."""
     recent_runs: list[RunRecord] = field(default_factory=list)
     """The newest runs, newest first, `last_run` among them."""

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from ael_store.errors import UnitClosed
 from ael_store.model.event import Emission, Event
 from ael_store.model.state import Shadow, State
+from ael_store.model.task import Submission
 from ael_store.model.values import DEFAULT_LIMITS, INT_MAX, Limits, decode
 
 __all__ = ["Failure", "Kind", "Outcome", "SubscriptionRequest", "Unit"]
@@ -70,7 +71,9 @@ class Unit:
         "shadow",
         "state",
         "subject",
+        "submissions",
         "subscriptions",
+        "task_id",
         "writes",
     )
 
@@ -105,6 +108,9 @@ class Unit:
         self.increments: dict[str, int | float] = {}
         self.emissions: list[Emission] = []
         self.subscriptions: list[SubscriptionRequest] = []
+        self.submissions: list[Submission] = []
+        self.task_id: int | None = None
+        """The task whose result it takes up."""
         self.closed = False
         self.outcome: Outcome = "success"
         self.failure: Failure | None = None
@@ -162,6 +168,10 @@ class Unit:
         self.check_open(f"event {emission.type}")
         self.emissions.append(emission)
 
+    def submit(self, submission: Submission) -> None:
+        self.check_open(f"task {submission.record.name}")
+        self.submissions.append(submission)
+
     def check_open(self, what: str) -> None:
         if self.closed:
             raise UnitClosed(
@@ -180,6 +190,7 @@ class Unit:
         self.writes = {}
         self.increments = {}
         self.emissions = []
+        self.submissions = []
         self.subscriptions = []
 
     def conflict(self) -> str | None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ael_store.clock import Clock
 from ael_store.errors import AelError, DeadLetterNotFound, LoopNotRunning, UsageError
 from ael_store.model.event import REDACTED, Emission, Event
-from ael_store.model.records import AgentTotals, DeadLetterRecord, Redaction
+from ael_store.model.records import AgentTotals, DeadLetterRecord, Redaction, TaskRecord
 from ael_store.model.state import State
 from ael_store.model.unit import Unit
 from ael_store.model.values import Limits, check_key, encode
@@ -23,6 +23,7 @@ from ael_store.runtime.delivery import Deliveries
 from ael_store.runtime.journal import Journal
 from ael_store.runtime.outside import Request
 from ael_store.runtime.roster import Roster
+from ael_store.runtime.tasks import TaskBoard
 
 if TYPE_CHECKING:
     from ael_store.runtime.scheduler import Scheduler
@@ -50,6 +51,7 @@ class Desk:
     journal: Journal
     roster: Roster
     deliveries: Deliveries
+    tasks: TaskBoard
     clock: Clock
     limits: Limits
     running: bool
@@ -57,6 +59,8 @@ class Desk:
     scheduler: Scheduler | None = None
     find_dead_letters: Callable[..., list[tuple[DeadLetterRecord, str, bool]]] = lambda **_: []
     """Looks open dead letters up: `Reader.dead_letter_records`."""
+    find_task: Callable[[int], TaskRecord | None] = lambda _: None
+    """Looks a task up: `Reader.task_record`."""
     paused: bool = False
     steps: int = 0
     """Iterations to run while paused."""
@@ -85,7 +89,7 @@ def carry_out(desk: Desk, request: Request) -> Any:
     """
     now_us = desk.clock.now_us()
     actor = request.actor or "this process"
-    command = COMMANDS.get(request.name)
+    command = COMMANDS.get(request.name) or _task_commands(request.name).get(request.name)
     try:
         if command is None:
             raise UsageError(f"there is no command {request.name!r}; there are: {', '.join(sorted(COMMANDS))}")
@@ -265,6 +269,7 @@ def _forget(desk: Desk, name: str) -> bool:
     desk.journal.commit.forgotten.append(record.id)
     desk.journal.commit.totals.append(AgentTotals(record.id, desk.journal.tick_id, 0, 0, 0))
     desk.roster.forget(name)
+    desk.tasks.abandon(record.id)
     if desk.scheduler is not None:
         desk.scheduler.forget(name)
     desk.journal.move("flag", name, {"forgotten": True})
@@ -315,3 +320,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "loop.resume": _resume,
     "loop.step": _step,
 }
+
+
+def _task_commands(name: str) -> dict[str, Callable[..., Any]]:
+    """Return the commands of tasks and limits, which are loaded when one is used."""
+    if not name.startswith(("tasks.", "limits.")):
+        return {}
+    from ael_store.runtime.task_commands import TASK_COMMANDS
+
+    return TASK_COMMANDS

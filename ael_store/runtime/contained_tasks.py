@@ -2,9 +2,9 @@
 
 asyncio lets `SystemExit` and `KeyboardInterrupt` through: raised in a task, they end the event loop at once, and
 with it every agent; `GeneratorExit` ends whoever awaits the task. Raised by the hook itself they are a failure of
-the hook; a hook that uses `asyncio.gather` must not be able to do more. So as long as a run lives, tasks that are
-made inside a unit of work get a coroutine around theirs that turns these into a `RuntimeError`. Tasks of everybody
-else are left as they are.
+the hook; a hook that uses `asyncio.gather` must not be able to do more. So as long as a run lives, asyncio tasks that
+are made inside a unit of work, or in an attempt at a task, get a coroutine around theirs that turns these into a
+`RuntimeError`. Those of everybody else are left as they are.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-from ael_store.runtime.current import current_unit
+from ael_store.runtime.current import current_unit, in_attempt
 
 __all__ = ["contain_tasks"]
 
@@ -26,8 +26,11 @@ def contain_tasks(loop: asyncio.AbstractEventLoop) -> Callable[[], None]:
 
     def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> Any:
         context = options.get("context")
-        unit = current_unit.get() if context is None else context.get(current_unit)
-        if unit is not None and asyncio.iscoroutine(coroutine):
+        if context is None:
+            ours = current_unit.get() is not None or in_attempt.get()
+        else:
+            ours = context.get(current_unit) is not None or bool(context.get(in_attempt))
+        if ours and asyncio.iscoroutine(coroutine):
             coroutine = _Contained(coroutine)
         if before is not None:
             return before(loop, coroutine, **options)

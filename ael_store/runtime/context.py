@@ -15,16 +15,17 @@ import random
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, overload
 
 from ael_store.clock import from_us, iso
-from ael_store.errors import InvalidKey, InvalidValue, InvalidValueType, NotAllowedHere
+from ael_store.errors import InvalidKey, InvalidTask, InvalidValue, InvalidValueType, NotAllowedHere
 from ael_store.model.duration import due_us
 from ael_store.model.event import Emission, Event
 from ael_store.model.state import State
+from ael_store.model.task import QUESTION, Submission, Task, check_task_text, new_record
 from ael_store.model.unit import Unit
 from ael_store.model.values import DEFAULT_LIMITS, Limits, check_key, decode, encode, same, shown, type_name
 from ael_store.runtime.current import current_unit
@@ -401,6 +402,108 @@ class StateContext:
         self._do("events.emit", lambda unit: unit.emit(emission))
         return event
 
+    # -- work outside the loop --
+
+    def submit(
+        self,
+        function: Callable[..., Any] | str,
+        *args: Any,
+        key: str | None = None,
+        after: float | str | timedelta | datetime | None = None,
+        priority: int = 5,
+        limit: str | None = None,
+    ) -> Task:
+        """Have a function run outside the loop once this unit is committed: `function(task, *args)`.
+
+        It runs at least once, at every attempt with the same `key`; its result comes to `on_task` of the agent, or as
+        the event `task_finished` where there is no such hook, and takes effect exactly once. A key that the database
+        knows stands for the task that has it, and nothing is submitted. Without one the task gets a key of its own.
+
+        The function is a method of an agent (which gets the result), one at the top of a module, or the name of one;
+        `@task` says how it is run. It starts `after` seconds, `"30m"` or a time, among those that wait in order of
+        `priority` (0 to 10, higher first), and counts against `limit`. Raises InvalidTask for what could not be found
+        again after a restart; InvalidValue or InvalidValueType for arguments that are not JSON.
+        """
+        from ael_store.runtime.task_function import PLAIN, policy_of, reference_of
+
+        name, owner = reference_of(function)
+        policy = PLAIN if isinstance(function, str) else policy_of(function)
+        text = encode(list(args), f"the arguments of task {name!r}", self._limits)
+        return self._submit(name, text, owner, key, after, priority, limit or policy.limit)
+
+    def _submit_for(self, agent: str | None, function: Callable[..., Any], *args: Any, priority: int) -> Task:
+        """Submit a function whose result is another agent's than its own."""
+        from ael_store.runtime.task_function import policy_of, reference_of
+
+        name, _ = reference_of(function)
+        text = encode(list(args), f"the arguments of task {name!r}", self._limits)
+        return self._submit(name, text, agent, None, None, priority, policy_of(function).limit)
+
+    def ask(
+        self,
+        question: str,
+        data: Any = None,
+        *,
+        choices: Sequence[str] | None = None,
+        timeout: float | str | timedelta | datetime | None = None,
+        default: str | None = None,
+        key: str | None = None,
+    ) -> Task:
+        """Ask a person; the answer comes to `on_task`, like the result of a task, with what was asked and shown.
+
+        `ael tasks answer ID CHOICE --by NAME` answers it, once. `choices` are the answers that are accepted, None
+        accepts any text. After `timeout` (seconds, `"24h"` or a time) `default` is the answer; without a default the
+        task has failed then. Without a timeout it waits for ever.
+        """
+        if type(question) is not str or not question.strip():
+            raise InvalidTask(f"the question is {shown(question)}, wanted is a text")
+        offered = None if choices is None else _choices(choices)
+        if default is not None and (type(default) is not str or (offered is not None and default not in offered)):
+            raise InvalidTask(f"the default answer is {shown(default)}, wanted is one of {offered or 'any text'}")
+        asked = {"question": question, "data": data, "choices": offered, "default": default}
+        text = encode(asked, "a question", self._limits)
+        return self._submit(QUESTION, text, None, key, timeout, 5, None, question)
+
+    def _submit(
+        self,
+        name: str,
+        args: str,
+        owner: str | None,
+        key: str | None,
+        after: float | str | timedelta | datetime | None,
+        priority: int,
+        limit: str | None,
+        question: str | None = None,
+    ) -> Task:
+        if self._unit is None and self._host is None:
+            raise NotAllowedHere("a lone StateContext has no loop that could run a task: use that of a loop")
+        if type(priority) is not int or not 0 <= priority <= 10:
+            raise InvalidTask(f"priority is {shown(priority)}, wanted is a whole number from 0 to 10")
+        unit = self._running_unit()
+        agent = owner or self._agent or (unit.subject if unit is not None and unit.kind != "outside" else None)
+        now_us = self._view().now_us
+        if key is None and unit is not None:
+            key = f"{unit.subject}/{unit.now_us:x}-{unit.seed:x}-{len(unit.submissions)}"
+        elif key is None:
+            key = f"outside/{os.urandom(16).hex()}"
+        check_task_text(key, "the key of a task")
+        if limit is not None:
+            check_task_text(limit, "the limit of a task")
+        record = new_record(
+            name=name,
+            key=key,
+            args=args,
+            priority=priority,
+            limit_name=limit,
+            due_us=None if after is None else due_us(after, now_us),
+            kind="function" if question is None else "question",
+            question=question,
+            now_us=now_us,
+        )
+        submission = Submission(Task(record), agent, not isinstance(after, datetime))
+        self._do("tasks.submit", lambda unit: unit.submit(submission))
+        return submission.task
+
     @property
     def iteration(self) -> int:
         """The number of the iteration this unit belongs to."""
@@ -496,3 +599,11 @@ class StateContext:
     def __repr__(self) -> str:
         kind = "of a unit" if self._unit is not None else "of a loop" if self._host is not None else "in memory"
         return f"<StateContext {self.name!r} {kind}>"
+
+
+def _choices(choices: Sequence[str]) -> list[str]:
+    """Return the answers that are offered; raises InvalidTask."""
+    offered = [] if isinstance(choices, str) else list(choices)
+    if not offered or len(set(offered)) < len(offered) or not all(type(c) is str and c.isprintable() for c in offered):
+        raise InvalidTask(f"choices is {shown(choices)}, wanted are different texts, like ('yes', 'no')")
+    return offered

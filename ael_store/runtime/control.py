@@ -2,8 +2,8 @@
 
 A line of JSON in, a line of JSON out: `{"command": "state.set", "arguments": {…}}` is answered, once the change is
 committed, by `{"ok": true, "result": …}` or `{"ok": false, "error": …, "type": …}`. The socket has mode 0600 and
-stands beside the database; who asks is taken from the kernel, not from the request. One command needs no commit:
-`loop.health` is answered at once, so that whoever gets no answer knows that the loop hangs.
+stands beside the database; who asks is taken from the kernel, not from the request. Two need no commit and are
+answered at once: `loop.health`, so that whoever gets no answer knows that the loop hangs, and `tasks.progress`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ from ael_store.store.lock import Holder, current_holder
 if TYPE_CHECKING:
     from ael_store.runtime.host import Host
 
-__all__ = ["HEALTH", "ControlServer", "actor", "ask", "refuse_if_it_answers"]
+__all__ = ["HEALTH", "PROGRESS", "ControlServer", "actor", "ask", "refuse_if_it_answers"]
 
 HEALTH = "loop.health"
+PROGRESS = "tasks.progress"
 
 LONGEST_PATH = 100
 FRAME_S = 30.0
@@ -129,6 +130,8 @@ class ControlServer:
             return _refused("this is no command: a JSON object with `command` is wanted")
         if name == HEALTH:
             return {"ok": True, "result": self.host.health()}
+        if name == PROGRESS:
+            return {"ok": True, "result": self.host.progress()}
         try:
             result = await asyncio.wrap_future(self.host.request(name, arguments, who))
         except Exception as error:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from ael_store.model.event import Event, EventRecord, compile_patterns
 from ael_store.model.records import DeadLetterRecord, SubscriptionRecord
 from ael_store.model.unit import Unit
+from ael_store.runtime.agent import overrides
 from ael_store.runtime.journal import Journal
 from ael_store.runtime.redelivery import Redeliveries
 
@@ -67,6 +68,13 @@ class Subscription:
         self.matches = compile_patterns(self.record.patterns)
         self.wild_only = all(set(pattern) == {"*"} for pattern in self.record.patterns)
 
+    def wants(self, event: EventRecord) -> bool:
+        """True where an event is for this subscriber: its type is wanted, or it is a reply to it."""
+        if event.target is None:
+            return self.matches(event.type)
+        record = self.record
+        return event.target == record.subscriber and (record.agent_id is not None or self.matches(event.type))
+
     @property
     def attached(self) -> bool:
         return self.callback is not None or (self.record.agent_id is not None and self.slot is not None)
@@ -75,11 +83,7 @@ class Subscription:
         """Say why its subscriber gets nothing for the time being; None where it is there."""
         if not self.attached:
             return "absent"
-        if self.slot is not None and not self.slot.record.enabled:
-            return "disabled"
-        if self.slot is not None and self.slot.record.quarantined_us is not None:
-            return "quarantined"
-        return None
+        return None if self.slot is None else self.slot.away()
 
     def ready(self, now_us: int) -> bool:
         """True where its next event may be delivered now."""
@@ -115,6 +119,7 @@ class Deliveries:
         for subscription in self.subscriptions.values():
             self._index(subscription)
         self._by_type: dict[str, tuple[Subscription, ...]] = {}
+        self._by_name: dict[str, list[Subscription]] = {}
         self._heap: list[tuple[int, int]] = []
         self._waiting: set[int] = set()
         """Subscriptions that have something pending and could not get it when their turn came."""
@@ -151,7 +156,7 @@ class Deliveries:
         self.journal.changed(record)
         self.journal.commit.patterns.append(record)
         self._index(subscription)
-        self._by_type.clear()
+        self._forget_matches()
         return subscription
 
     def attach_agent(self, slot: AgentSlot, now_us: int) -> None:
@@ -161,10 +166,13 @@ class Deliveries:
         """
         patterns = tuple(sorted(set(slot.agent.subscriptions)))
         found = self._of_agent.get(slot.record.id)
-        if not patterns:
+        if not patterns and not overrides(slot.agent, "on_event"):  # with the hook alone it still gets replies
             if found is not None:
                 self._end(found, now_us)
             return
+        if found is not None and bool(patterns) != bool(found.record.patterns):
+            self._end(found, now_us)  # a cursor for replies alone is another one than that of subscriptions
+            found = None
         if found is None:
             found = self._open(slot.name, patterns, slot.record.id, now_us)
         elif found.record.patterns != patterns:
@@ -181,7 +189,7 @@ class Deliveries:
         subscription.queue.clear()
         subscription.complete = False
         self.journal.commit.patterns.append(record)
-        self._by_type.clear()
+        self._forget_matches()
 
     def _seen(self, subscription: Subscription, now_us: int) -> None:
         """Its subscriber is there."""
@@ -216,6 +224,7 @@ class Deliveries:
 
     def rename(self, subscriber: str, new_name: str) -> None:
         """Give the cursors of a subscriber to its new name; one that the new name has already stays as it is."""
+        self._forget_matches()
         for subscription in self.subscriptions.values():
             record = subscription.record
             if record.subscriber == subscriber:
@@ -254,7 +263,7 @@ class Deliveries:
             self._of_callback.pop((record.subscriber, record.patterns[0]), None)
         self._waiting.discard(record.id)
         self.redeliveries.drop(record.id)
-        self._by_type.clear()
+        self._forget_matches()
 
     def subscribers_of(self, type: str) -> tuple[Subscription, ...]:
         found = self._by_type.get(type)
@@ -264,6 +273,19 @@ class Deliveries:
             found = tuple(s for s in self.subscriptions.values() if s.matches(type))
             self._by_type[type] = found
         return found
+
+    def _subscribers_for(self, event: EventRecord) -> Iterable[Subscription]:
+        if event.target is None:
+            return self.subscribers_of(event.type)
+        if not self._by_name:
+            for subscription in self.subscriptions.values():
+                self._by_name.setdefault(subscription.record.subscriber, []).append(subscription)
+        return [subscription for subscription in self._by_name.get(event.target, ()) if subscription.wants(event)]
+
+    def _forget_matches(self) -> None:
+        """Subscriptions have changed: who wants what is found anew."""
+        self._by_type.clear()
+        self._by_name.clear()
 
     def wanted(self, type: str) -> bool:
         """True where a pattern other than a bare `*` matches a type."""
@@ -275,7 +297,7 @@ class Deliveries:
         """Queue new events with those who want them."""
         for event in events:
             self.known_types.add(event.type)
-            for subscription in self.subscribers_of(event.type):
+            for subscription in self._subscribers_for(event):
                 if not subscription.attached or not subscription.complete:
                     subscription.complete = False
                     if subscription.attached:
@@ -322,7 +344,7 @@ class Deliveries:
         subscription.complete = len(records) < REFILL
         if subscription.complete:
             fresh = self.journal.commit.events
-            subscription.queue.extend(event for event in fresh if event.id > until and subscription.matches(event.type))
+            subscription.queue.extend(event for event in fresh if event.id > until and subscription.wants(event))
         if subscription.queue:
             if not subscription.queued:
                 self._push(subscription)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
 from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any
 
-from ael_store.model.event import Event, EventRecord
+from ael_store.model.event import Emission, Event, EventRecord
+from ael_store.model.task import Task
 from ael_store.model.unit import Kind, Unit
 from ael_store.runtime.agent import overrides
 from ael_store.runtime.context import StateContext
@@ -13,12 +16,12 @@ from ael_store.runtime.journal import failure_of
 from ael_store.runtime.tick import Job
 
 if TYPE_CHECKING:
-    from ael_store.model.records import DeadLetterRecord
+    from ael_store.model.records import DeadLetterRecord, TaskRecord
     from ael_store.runtime.delivery import Subscription
     from ael_store.runtime.roster import AgentSlot
     from ael_store.runtime.run import Run
 
-__all__ = ["error_job", "event_job", "hook_job"]
+__all__ = ["error_job", "event_job", "hook_job", "reply", "task_job"]
 
 
 def hook_job(run: Run, slot: AgentSlot, kind: Kind, *, limit_s: float | None = None) -> Job:
@@ -55,6 +58,7 @@ def event_job(run: Run, subscription: Subscription, record: EventRecord, letter:
     slot = subscription.slot
     cause = Event.from_record(record)
     unit = run.new_unit("event", subscription.record.subscriber, cause=cause, hops=hops + 1)
+    event._answer = partial(reply, unit)
     callback = subscription.callback
     if callback is not None:
         job = Job(
@@ -84,6 +88,25 @@ def event_job(run: Run, subscription: Subscription, record: EventRecord, letter:
     return job
 
 
+def task_job(run: Run, slot: AgentSlot, record: TaskRecord) -> Job:
+    """Return the job of `on_task`, which takes up the result of a task."""
+    agent = slot.agent
+    unit = run.new_unit("task", slot.name, hops=(record.hops or 0) + 1)
+    unit.task_id = record.id
+    context, shown = _context(run, unit, slot), Task(replace(record))
+    job = Job(
+        unit,
+        lambda: agent.on_task(shown, context),
+        threaded=slot.threaded["on_task"],
+        limit_s=slot.limit_s,
+        background=agent.background,
+        slot=slot,
+        task=record,
+    )
+    slot.busy = job
+    return job
+
+
 def error_job(run: Run, slot: AgentSlot, error: BaseException, failed: Unit) -> Job | None:
     """Return the job of `on_error` after a failed unit, None where the agent has none of its own."""
     agent = slot.agent
@@ -99,6 +122,14 @@ def error_job(run: Run, slot: AgentSlot, error: BaseException, failed: Unit) -> 
         limit_s=slot.limit_s,
         slot=slot,
     )
+
+
+def reply(unit: Unit, event: Event, to: str) -> None:
+    """Emit an event in a unit, for one recipient alone."""
+    event.source = unit.subject
+    emission = Emission.of(event, unit.limits, now_us=unit.now_us)
+    emission.target = to
+    unit.emit(emission)
 
 
 def _context(run: Run, unit: Unit, slot: AgentSlot) -> StateContext:

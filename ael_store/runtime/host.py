@@ -136,6 +136,11 @@ class Host:
             "waiting_for_room_since": None if full_since_us is None else iso(full_since_us),
         }
 
+    def progress(self) -> dict[str, dict[str, Any]]:
+        """Return how far the attempts at tasks are that run now, by task."""
+        run = self.run
+        return {} if run is None else run.tasks.progress()
+
     def event_count(self) -> int:
         run = self.run
         return 0 if run is None else run.journal.event_id

@@ -16,15 +16,17 @@ from typing import TYPE_CHECKING, Any
 
 from ael_store.errors import AelError, LoopNotRunning
 from ael_store.model.event import REDACTED, Emission, Event, EventRecord
-from ael_store.model.records import IterationRecord
+from ael_store.model.records import IterationRecord, TaskRecord
 from ael_store.model.unit import Failure, SubscriptionRequest, Unit
+from ael_store.model.values import decode
 from ael_store.runtime.commands import carry_out
 from ael_store.runtime.context import StateContext
 from ael_store.runtime.delivery import REFILL
-from ael_store.runtime.hooks import error_job, event_job, hook_job
+from ael_store.runtime.hooks import error_job, event_job, hook_job, task_job
 from ael_store.runtime.journal import SOURCE, failure_of, loop_event
 from ael_store.runtime.measure import IterationSummary
 from ael_store.runtime.outside import Request
+from ael_store.runtime.pruner import prune
 from ael_store.runtime.tick import Job
 
 if TYPE_CHECKING:
@@ -100,6 +102,9 @@ async def run_iteration(run: Run, due: Due) -> None:
     await tick(run, select(run, due), outside, tally)
     if due.going:
         await deliver(run, due, tally)
+        if not due.draining:
+            run.tasks.reserve(run.clock.now_us())
+            await prune(run)
     ran_s = run.clock.monotonic() - due.began
     journal.commit.iterations.append(
         IterationRecord(
@@ -202,7 +207,8 @@ def _say_goodbye(run: Run, slot: AgentSlot) -> None:
 
 
 def collect_late(run: Run, tally: _Tally) -> None:
-    """Apply what ended in the background, each unit whole or, on a conflict, not at all."""
+    """Take up attempts at tasks that ended, and apply what ended in the background, each unit whole or not at all."""
+    run.tasks.collect()
     while run.finished:
         settle(run, run.finished.popleft(), tally)
 
@@ -326,38 +332,80 @@ async def tick(run: Run, selected: list[AgentSlot], outside: list[Job], tally: _
 async def deliver(run: Run, due: Due, tally: _Tally) -> None:
     """Deliver the events that happened before this step, oldest first, up to a bound; the rest comes next.
 
-    Dead letters that were asked for take turns with them, so that neither waits for all of the other.
+    Dead letters that were asked for, and results of tasks, take turns with them, so that none waits for all of
+    another.
     """
     deliveries, again = run.deliveries, run.deliveries.redeliveries
     boundary = run.journal.event_id
     bound = _Bound(run, due)
     await _refill(run, bound)
-    letters_turn = False
+
+    def next_event(now_us: int) -> Job | None:
+        found = deliveries.next(boundary, now_us)
+        if found is None:
+            return None
+        subscription, record = found
+        deliveries.began(subscription)
+        return event_job(run, subscription, record)
+
+    def next_letter(now_us: int) -> Job | None:
+        requested = again.next(now_us)
+        if requested is None:
+            return None
+        subscription, letter, record = requested
+        return event_job(run, subscription, record, letter)
+
+    def next_result(now_us: int) -> Job | None:
+        while (found := run.tasks.next_result(now_us)) is not None:
+            task, slot = found
+            if slot is not None:
+                return task_job(run, slot, task)
+            tell_finished(run, task)
+        return None
+
+    turns = deque((next_letter, next_event, next_result))
 
     def next_job() -> Job | None:
-        nonlocal letters_turn
         if (job := run.next_followup()) is not None:
             return job
         if bound.reached(tally.deliveries):
             return None
         now_us = run.clock.now_us()
-        letters_turn = not letters_turn
-        for letters in (letters_turn, not letters_turn):
-            if letters and (requested := again.next(now_us)) is not None:
+        for _ in range(len(turns)):
+            turn = turns[0]
+            turns.rotate(-1)
+            if (job := turn(now_us)) is not None:
                 tally.deliveries += 1
-                subscription, letter, record = requested
-                return event_job(run, subscription, record, letter)
-            if not letters and (found := deliveries.next(boundary, now_us)) is not None:
-                tally.deliveries += 1
-                subscription, record = found
-                deliveries.began(subscription)
-                return event_job(run, subscription, record)
+                return job
         return None
 
     now_us = run.clock.now_us()
     deliveries.wake(now_us)
-    if deliveries.has_next(boundary) or again.pending_now(now_us):
+    if deliveries.has_next(boundary) or again.pending_now(now_us) or run.tasks.pending_now(now_us):
         await run.workbench.run(next_job, lambda job: settle(run, job, tally))
+
+
+def tell_finished(run: Run, task: TaskRecord) -> None:
+    """Nobody has an `on_task` for it: the loop tells of its result by an event, in a unit that takes it up."""
+    slot = run.roster.slot_of(task.agent_id)
+    name = "outside" if slot is None else slot.name
+    unit = run.new_unit("task", name, hops=(task.hops or 0) + 1)
+    unit.task_id = task.id
+    unit.closed = True
+    data = {
+        "id": task.id,
+        "key": task.key,
+        "name": task.name,
+        "status": task.status,
+        "result": None if task.result is None else decode(task.result),
+        "error": task.error,
+        "attempts": task.attempts,
+        "cost_usd": None if task.cost_usd is None else float(task.cost_usd),
+        "answered_by": task.answered_by,
+    }
+    events = run.journal.apply(unit, task.agent_id, also=[loop_event("task_finished", data, name)])
+    run.tasks.applied(task, run.journal.tick_id, unit.now_us)
+    run.deliveries.route(events)
 
 
 class _Bound:
@@ -404,12 +452,14 @@ async def _refill(run: Run, bound: _Bound) -> None:
     for number, subscription in enumerate(run.deliveries.to_refill(run.clock.now_us())):
         if bound.reached(number):
             return
-        types = run.deliveries.types_for(subscription)
-        records = []
-        if types:
-            records = await asyncio.to_thread(
-                run.store.reader.pending, types, subscription.record.cursor, until, REFILL
-            )
+        types, record = run.deliveries.types_for(subscription), subscription.record
+        records = await asyncio.to_thread(
+            partial(run.store.reader.pending, to=record.subscriber, whatever=record.agent_id is not None),
+            types,
+            record.cursor,
+            until,
+            REFILL,
+        )
         run.deliveries.refilled(subscription, _as_redacted(run, records), until)
 
 
@@ -435,7 +485,8 @@ async def _expire(run: Run) -> None:
         after = subscription.record.cursor
         if after < until:
             types = run.deliveries.types_for(subscription)
-            number = await asyncio.to_thread(reader.count_events, types, after, until)
+            count = partial(reader.count_events, types, after, until, to=subscription.record.subscriber)
+            number = await asyncio.to_thread(count)
             if number:
                 run.deliveries.skip(subscription, until, number)
 
@@ -490,11 +541,17 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
         subscription=moved,
         also=also,
         always=job.letter is not None
+        or job.task is not None
         or run.settings.tick_log == "all"
         or unit.duration_us >= run.settings.slow_after * 1e6,
     )
     if job.letter is not None:
         run.deliveries.redeliveries.settle(job.letter, unit, failed)
+    if job.task is not None:
+        if unit.outcome == "success":
+            run.tasks.applied(job.task, run.journal.tick_id, unit.now_us)
+        else:
+            run.tasks.not_applied(job.task, unit, failed)
     if subscription is not None:
         if failed and job.letter is None:
             run.deliveries.give_up(subscription, event_id, unit)

@@ -7,7 +7,8 @@ numbers, and its tick row is laid down, all in memory and in one go. `take` hand
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import orjson
 
@@ -28,6 +29,7 @@ from ael_store.model.records import (
     TickRow,
 )
 from ael_store.model.state import State
+from ael_store.model.task import Submission
 from ael_store.model.unit import Failure, Unit
 from ael_store.schema.tables import KINDS, OUTCOMES
 
@@ -59,6 +61,10 @@ class Journal:
         self.delayed_id = resumed.delayed_id
         self.dead_letter_id = resumed.dead_letter_id
         self.command_id = resumed.command_id
+        self.task_id = resumed.task_id
+        self.attempt_id = resumed.attempt_id
+        self.on_submit: Callable[[Submission, Unit, int], None] = _no_tasks
+        """Takes up what a unit submits when it is applied."""
         self.delayed: dict[int, DelayedRecord] = {record.id: record for record in resumed.delayed}
         self._counted: set[int] = set()
         """Delayed events of this run that happen after a length of time, not at a time."""
@@ -91,7 +97,15 @@ class Journal:
         tick_id = self.tick_id + 1
         before, last_event = self.state.change_id, self.event_id
         changes = self.state.apply(unit.writes, tick_id, agent_id) if unit.writes else []
-        if not (changes or unit.emissions or also or always or subscription is not None or unit.outcome != "success"):
+        if not (
+            changes
+            or unit.emissions
+            or also
+            or always
+            or unit.submissions
+            or subscription is not None
+            or unit.outcome != "success"
+        ):
             return []
         self.tick_id = tick_id
         commit.changes += changes
@@ -115,9 +129,12 @@ class Journal:
                 seen,
                 None if unit.cause is None else unit.cause.id,
                 None if subscription is None else subscription.id,
+                unit.task_id,
             )
         )
         self.place += 1
+        for submission in unit.submissions:
+            self.on_submit(submission, unit, tick_id)
         if unit.failure is not None:
             failure = unit.failure
             commit.errors.append(
@@ -175,6 +192,7 @@ class Journal:
                 tick_id,
                 self.iteration,
                 unit.hops,
+                emission.target,
             )
             emission.event.id = record.id
             emission.event.iteration = self.iteration
@@ -257,10 +275,14 @@ class Journal:
         return self.commit.iterations[0] if self.commit.iterations else None
 
 
-def loop_event(type: str, data: dict[str, object]) -> Emission:
+def _no_tasks(submission: Submission, unit: Unit, tick_id: int) -> None:
+    raise AssertionError("a unit has submitted a task where there are none")
+
+
+def loop_event(type: str, data: dict[str, Any], source: str = SOURCE) -> Emission:
     """Return an event of the loop itself."""
-    event = Event(type, SOURCE, data, timestamp=from_us(0))
-    return Emission(type, SOURCE, orjson.dumps(data).decode(), None, None, None, event)
+    event = Event(type, source, data, timestamp=from_us(0))
+    return Emission(type, source, orjson.dumps(data).decode(), None, None, None, event)
 
 
 def failure_of(error: BaseException) -> Failure:

@@ -185,6 +185,9 @@ class Lifecycle:
         journal.commit.runs.append(self.record)
         self._pause_after_unclean_starts()
         quarantined = self._blame()
+        run.tasks.open_limits(
+            await asyncio.to_thread(run.store.reader.limit_uses, run.tasks.limit_names(), run.started_us)
+        )
         run.deliveries.known_types = set(await asyncio.to_thread(run.store.reader.event_types))
         self.host.attach(run)
         for name in run.manager.take_unregistered():
@@ -361,7 +364,9 @@ class Lifecycle:
 
     def _changed_outside(self) -> bool:
         run = self.run
-        return bool(run.host.outside.queue or run.finished or run.roster_dirty or run.flags_changed)
+        return bool(
+            run.host.outside.queue or run.finished or run.roster_dirty or run.flags_changed or run.tasks.has_ended
+        )
 
     def _due_by_itself(self, now_us: int) -> bool:
         run = self.run
@@ -370,6 +375,7 @@ class Lifecycle:
             or _passed(run.schedules.next_us(now_us), now_us)
             or _passed(run.journal.next_delayed_us(), now_us)
             or run.deliveries.pending_now(now_us)
+            or run.tasks.pending_now(now_us)
             or any(run.roster.slots[name].ready(now_us) for name in run.unstarted)
         )
 
@@ -385,6 +391,7 @@ class Lifecycle:
                 run.schedules.next_us(now_us),
                 run.journal.next_delayed_us(),
                 run.deliveries.next_retry_us(now_us),
+                run.tasks.next_us(now_us),
                 run.roster.next_retry_us(now_us),
             ):
                 if moment_us is not None:
@@ -471,14 +478,19 @@ class Lifecycle:
                 or run.followups
                 or run.host.outside.queue
                 or run.deliveries.pending_now(now_us)
+                or run.tasks.pending_now(now_us)
                 or _passed(run.journal.next_delayed_us(), now_us)
             ):
                 due = Due(False, 0, 0.0, now_us, run.clock.monotonic(), True, draining=True, until=deadline)
                 await run_iteration(run, due)
-            elif run.workbench.background:
+            elif run.workbench.background or run.tasks.running:
                 await run.clock.wait(run.bell, min(deadline, run.clock.monotonic() + 0.5))
             else:
                 break
+        cut_off = run.tasks.interrupt()
+        if cut_off:
+            log.warning("%d tasks did not end within the grace period; they run again at the next start", len(cut_off))
+            await asyncio.wait({running.work for running in cut_off if running.work is not None}, timeout=1.0)
         left = run.workbench.abort()
         if left:
             log.warning("%d hooks did not end within the grace period and are cancelled", len(left))
@@ -490,7 +502,7 @@ class Lifecycle:
                 job.unit.fail("cancelled", None)
             if job not in run.finished:
                 run.finished.append(job)
-        if run.finished or run.followups:
+        if run.finished or run.followups or run.tasks.has_ended:
             now_us = run.clock.now_us()
             await run_iteration(run, Due(False, 0, 0.0, now_us, run.clock.monotonic(), False, draining=True))
 
@@ -523,6 +535,7 @@ class Lifecycle:
             self._alarm.stop()
         if self._control is not None:
             await self._control.stop()
+        await run.tasks.close()
         await run.workbench.close()
         self._free_tasks()
         if self._watchdog is not None:

@@ -33,6 +33,11 @@ class Request:
     reply: Future[Any] | None = None
     """Gets the result once it is committed."""
 
+    @property
+    def shows(self) -> bool:
+        """True where who reads the state before it is applied sees what it changes."""
+        return self.action is not None and not self.name.startswith(("events.", "tasks."))
+
 
 class Outside:
     """The queue of changes, and what readers outside hooks see. May be used from any thread."""
@@ -51,9 +56,9 @@ class Outside:
         """Queue a change and wake the loop."""
         with self.lock:
             self.queue.append(request)
-            if self.state is None and request.action is not None and not request.name.startswith("events."):
+            if self.state is None and request.shows:
                 unit = self.unit(self._preview)
-                request.action(unit)
+                request.action(unit)  # type: ignore[misc]
                 self._preview.apply(unit.writes, 0, 0)
             else:
                 self.wake()
@@ -99,7 +104,7 @@ class Outside:
                 self._preview = State(self.state.committed_cells())
                 self.state = None
                 for request in self.queue:
-                    if request.action is not None and not request.name.startswith("events."):
+                    if request.shows:
                         unit = self.unit(self._preview)
-                        request.action(unit)
+                        request.action(unit)  # type: ignore[misc]
                         self._preview.apply(unit.writes, 0, 0)

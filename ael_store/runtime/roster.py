@@ -75,6 +75,12 @@ class AgentSlot:
         record = self.record
         return self.busy is None and record.enabled == 1 and (record.retry_us is None or record.retry_us <= now_us)
 
+    def away(self) -> str | None:
+        """Say why the agent does nothing for the time being; None where it is there."""
+        if not self.record.enabled:
+            return "disabled"
+        return "quarantined" if self.record.quarantined_us is not None else None
+
     def show_counts(self) -> None:
         """Put the counts where the agent's code sees them."""
         agent = self.agent
@@ -89,6 +95,7 @@ class Roster:
         self.journal = journal
         self.settings = settings
         self.slots: dict[str, AgentSlot] = {}
+        self._by_id: dict[int, AgentSlot] = {}
         self.stats = dict(resumed.stats)
         self.records = {name: record for name, record in resumed.agents.items() if record.id in self.stats}
         self._forgotten = {name: record for name, record in resumed.agents.items() if record.id not in self.stats}
@@ -102,6 +109,10 @@ class Roster:
 
     def __iter__(self) -> Iterator[AgentSlot]:
         return iter(self.slots.values())
+
+    def slot_of(self, agent_id: int) -> AgentSlot | None:
+        """Return the slot of an agent by its number; None where it is not registered."""
+        return self._by_id.get(agent_id)
 
     # -- coming and going --
 
@@ -153,7 +164,7 @@ class Roster:
             stats = self.stats[record.id] = AgentStats(record.id)
         slot = AgentSlot(agent, record, stats, self._order, self.settings.tick_timeout)
         self._order += 1
-        self.slots[agent.name] = slot
+        self.slots[agent.name] = self._by_id[record.id] = slot
         if slot.has_tick and agent.trigger is None:
             self.tickers[agent.name] = slot
         if record.retry_us is not None:
@@ -200,6 +211,7 @@ class Roster:
     def remove(self, name: str) -> AgentSlot:
         """Take an agent out; what the database knows of it stays."""
         slot = self.slots.pop(name)
+        del self._by_id[slot.record.id]
         self.tickers.pop(name, None)
         self._ailing.discard(name)
         slot.record.registered = 0

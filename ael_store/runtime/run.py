@@ -30,6 +30,7 @@ from ael_store.runtime.measure import IterationSummary, Meter
 from ael_store.runtime.outside import Outside
 from ael_store.runtime.roster import Roster
 from ael_store.runtime.schedules import Schedules
+from ael_store.runtime.tasks import TaskBoard
 from ael_store.runtime.tick import Job, Workbench
 
 if TYPE_CHECKING:
@@ -109,6 +110,8 @@ class Run:
         """Since when a commit waits for room on the disk; None while none does."""
         self.expire_us = 0
         """When the backlog of absent subscribers is looked at next."""
+        self.prune_us = 0
+        """When it is looked next for what is older than the settings keep."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
 
@@ -120,16 +123,19 @@ class Run:
         self.deliveries = Deliveries(self.journal, self.settings, resumed.subscriptions, resumed.requested)
         self.workbench = Workbench(self.state, self.clock, self.settings.slow_after, self._finished_late)
         self.workbench.threads.freed = self._thread_freed
+        self.tasks = TaskBoard(self.journal, self.settings, self.roster, self.clock, resumed, limits, wake=self.wake)
         self.desk = Desk(
             self.state,
             self.journal,
             self.roster,
             self.deliveries,
+            self.tasks,
             self.clock,
             limits,
             running=True,
             scheduler=self.scheduler,
             find_dead_letters=self.store.reader.dead_letter_records,
+            find_task=self.store.reader.task_record,
             paused=resumed.positions.get(PAUSED) == "true",
         )
 
@@ -140,6 +146,7 @@ class Run:
         self.roster.jumped(by_us)
         self.deliveries.jumped(by_us)
         self.journal.jumped(by_us)
+        self.tasks.jumped(by_us)
         self.overrun_us += by_us
 
     def wake(self) -> None:
@@ -213,6 +220,7 @@ class Run:
         commit = self.journal.take(kind, self.clock.now_us())
         await self._write(commit, take_from)
         self.journal.done()
+        self.tasks.committed(commit.known_keys)
         replies, self.replies = self.replies, []
         for future, result, error in replies:
             if future.cancelled():

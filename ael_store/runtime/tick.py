@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import isawaitable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ael_store.clock import Clock
 from ael_store.model.state import State
@@ -29,7 +29,7 @@ from ael_store.runtime.current import current_unit
 from ael_store.runtime.journal import failure_of
 
 if TYPE_CHECKING:
-    from ael_store.model.records import DeadLetterRecord
+    from ael_store.model.records import DeadLetterRecord, TaskRecord
     from ael_store.runtime.delivery import Subscription
     from ael_store.runtime.outside import Request
     from ael_store.runtime.roster import AgentSlot
@@ -56,6 +56,8 @@ class Job:
     subscription: Subscription | None = None
     letter: DeadLetterRecord | None = None
     """The dead letter that is delivered again, beside the subscription's cursor."""
+    task: TaskRecord | None = None
+    """The task whose result is taken up."""
     result: Any = None
     error: BaseException | None = None
     started: float = 0.0
@@ -93,7 +95,7 @@ class Workbench:
         self.state = state
         self.clock = clock
         self.slow_after_s = slow_after_s
-        self.threads = HookThreads()
+        self.threads: HookThreads[Job] = HookThreads()
         self.background: dict[Job, asyncio.Task[None]] = {}
         self.left_alone: dict[Job, asyncio.Task[None]] = {}
         """Hooks that do not end although they were cancelled."""
@@ -305,35 +307,42 @@ class Workbench:
         job.unit.fail("timeout", Failure("Timeout", str(job.error)))
 
 
-class HookThreads:
-    """Daemon threads for plain `def` hooks; idle ones are used again, one that hangs is left alone."""
+T = TypeVar("T")
+"""What a thread runs, a `Job` or an attempt at a task: it has `call` and `still_runs`."""
 
-    def __init__(self) -> None:
+
+class HookThreads(Generic[T]):
+    """Daemon threads for plain `def` functions; idle ones are used again, one that hangs is left alone.
+
+    `freed` is called on the loop's thread when a thread that was abandoned has ended its function.
+    """
+
+    def __init__(self, freed: Callable[[T], None] = lambda job: None) -> None:
         self._idle: list[_HookThread] = []
         self._closed = False
-        self.freed: Callable[[Job], None] = lambda job: None
-        """Called on the loop's thread when a thread that was abandoned has ended its hook."""
+        self.freed = freed
 
-    async def run(self, job: Job) -> Any:
-        """Run the job's hook in a thread, in a copy of this context."""
+    async def run(self, job: T) -> Any:
+        """Run the job's function in a thread, in a copy of this context."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[tuple[Any, BaseException | None]] = loop.create_future()
+        work: Any = job
         context = contextvars.copy_context()
         thread = self._idle.pop() if self._idle else _HookThread()
-        job.still_runs = True
+        work.still_runs = True
 
         def ended(result: Any, error: BaseException | None) -> None:
             if self._closed:
                 thread.close()
             else:
                 self._idle.append(thread)
-            job.still_runs = False
+            work.still_runs = False
             if future.cancelled():
                 self.freed(job)
             elif not future.done():
                 future.set_result((result, error))  # a future would not carry every error as it is
 
-        thread.submit(loop, lambda: context.run(job.call), ended)
+        thread.submit(loop, lambda: context.run(work.call), ended)
         try:
             result, error = await future
         finally:

@@ -106,9 +106,19 @@ VIEWS: dict[str, str] = {
         FROM subscriptions s
         CROSS JOIN event_types y
         CROSS JOIN events e ON e.type_id = y.id AND e.id > s.cursor
-        WHERE s.ended_us IS NULL
+        WHERE s.ended_us IS NULL AND e.target_id IS NULL
           AND EXISTS (SELECT 1 FROM subscription_patterns p
-                      WHERE p.subscription_id = s.id AND y.name GLOB p.glob)""",
+                      WHERE p.subscription_id = s.id AND y.name GLOB p.glob)
+        UNION ALL
+        SELECT s.subscriber, e.id, y.name, CASE WHEN e.id = s.attempt_event_id THEN s.attempts ELSE 0 END
+        FROM subscriptions s
+        CROSS JOIN event_sources o ON o.name = s.subscriber
+        CROSS JOIN events e ON e.target_id = o.id AND e.id > s.cursor
+        CROSS JOIN event_types y ON y.id = e.type_id
+        WHERE s.ended_us IS NULL
+          AND (s.agent_id IS NOT NULL
+               OR EXISTS (SELECT 1 FROM subscription_patterns p
+                          WHERE p.subscription_id = s.id AND y.name GLOB p.glob))""",
     "v_dead_letters": f"""
         SELECT s.subscriber AS subscriber, d.event_id AS event_id, y.name AS type, d.attempts AS attempts,
                d.error AS error, {_time("d.failed_us")} AS failed_at
@@ -118,7 +128,9 @@ VIEWS: dict[str, str] = {
         JOIN event_types y ON y.id = e.type_id
         WHERE d.redelivered_us IS NULL AND s.ended_us IS NULL""",
     "v_tasks": f"""
-        SELECT q.id AS id, a.name AS agent, q.name AS name, q.key AS key, q.status AS status,
+        SELECT q.id AS id, a.name AS agent, q.name AS name, q.key AS key,
+               CASE WHEN q.status = 'waiting' AND l.blocked_us IS NOT NULL AND coalesce(q.next_us, 0) <= {NOW}
+                    THEN 'held' ELSE q.status END AS status,
                q.attempts AS attempts, q.priority AS priority, q.limit_name AS limit_name, q.args AS args,
                q.result AS result, q.error AS error, CAST(q.cost_usd AS REAL) AS cost_usd,
                {_time("q.created_us")} AS created_at, {_time("q.next_us")} AS next_at,
@@ -126,7 +138,27 @@ VIEWS: dict[str, str] = {
                t.iteration AS iteration
         FROM tasks q
         JOIN agents a ON a.id = q.agent_id
-        LEFT JOIN ticks t ON t.id = q.tick_id""",
+        LEFT JOIN ticks t ON t.id = q.tick_id
+        LEFT JOIN limits l ON l.name = q.limit_name""",
+    "v_limits": f"""
+        SELECT l.name AS name,
+               CASE WHEN l.held_until_us > {NOW} THEN 'held' WHEN l.blocked_us IS NOT NULL THEN 'full'
+                    ELSE 'open' END AS status,
+               CASE WHEN l.held_until_us > {NOW} THEN l.held_because ELSE l.blocked_because END AS reason,
+               CASE WHEN l.held_until_us > {NOW} THEN {_time("l.held_until_us")}
+                    WHEN l.blocked_us IS NOT NULL THEN {_time("l.blocked_until_us")} END AS until,
+               l.concurrency AS concurrency, l.per_minute AS per_minute, l.per_day AS per_day,
+               CAST(l.usd_per_day AS REAL) AS usd_per_day,
+               (SELECT count(*) FROM task_attempts x WHERE x.ended_us IS NULL AND x.limit_name = l.name) AS running,
+               (SELECT count(*) FROM tasks q
+                WHERE q.applied_us IS NULL AND q.status = 'waiting' AND q.limit_name = l.name) AS waiting,
+               (SELECT count(*) FROM task_attempts x
+                WHERE x.limit_name = l.name AND x.started_us > {NOW} - 60000000) AS started_last_minute,
+               (SELECT count(*) FROM task_attempts x
+                WHERE x.limit_name = l.name AND x.started_us >= {NOW} / 86400000000 * 86400000000) AS started_today,
+               (SELECT coalesce(sum(CAST(coalesce(x.cost_usd, x.reserved_usd) AS REAL)), 0.0) FROM task_attempts x
+                WHERE x.limit_name = l.name AND x.started_us >= {NOW} / 86400000000 * 86400000000) AS usd_today
+        FROM limits l""",
     "v_problems": f"""
         SELECT 'crashed_run' AS kind, 'run ' || r.id AS subject,
                'pid ' || r.pid || ' on ' || r.host || ' ended without a clean stop' AS detail,
@@ -169,6 +201,40 @@ VIEWS: dict[str, str] = {
         UNION ALL
         SELECT 'paused_loop', 'loop', trim(p.value, '"'), {_time("CAST(s.value AS INTEGER)")}
         FROM positions p LEFT JOIN positions s ON s.name = 'paused_since'
-        WHERE p.name = 'paused_because' AND p.value <> 'null'""",
+        WHERE p.name = 'paused_because' AND p.value <> 'null'
+        UNION ALL
+        SELECT 'limit_reached', l.name,
+               count(q.id) || CASE WHEN count(q.id) = 1 THEN ' task waits: ' ELSE ' tasks wait: ' END
+               || CASE WHEN l.held_until_us > {NOW} THEN l.held_because ELSE l.blocked_because END,
+               {_time("l.blocked_us")}
+        FROM limits l
+        LEFT JOIN tasks q ON q.applied_us IS NULL AND q.status = 'waiting' AND q.limit_name = l.name
+        WHERE l.blocked_us IS NOT NULL
+        GROUP BY l.name
+        UNION ALL
+        SELECT 'unknown_limit', l.name, 'tasks name this limit and no setting says what it allows: nothing bounds them',
+               NULL
+        FROM limits l
+        WHERE l.configured = 'null' AND l.raised = '{{}}'
+          AND EXISTS (SELECT 1 FROM tasks q WHERE q.applied_us IS NULL AND q.limit_name = l.name)
+        UNION ALL
+        SELECT 'held_tasks', q.held, count(*) || CASE WHEN count(*) = 1 THEN ' task is held; ' ELSE ' tasks are held; '
+               END || 'the first is ' || min(q.id), {_time("min(q.created_us)")}
+        FROM tasks q WHERE q.applied_us IS NULL AND q.status = 'held'
+        GROUP BY q.held
+        UNION ALL
+        SELECT 'question', 'task ' || q.id, q.question, {_time("q.created_us")}
+        FROM tasks q WHERE q.applied_us IS NULL AND q.kind = 'question' AND q.status = 'waiting'
+        UNION ALL
+        SELECT 'unapplied_result', 'task ' || q.id, a.name || ' could not take it up: ' || q.apply_error,
+               {_time("q.ended_us")}
+        FROM tasks q JOIN agents a ON a.id = q.agent_id
+        WHERE q.applied_us IS NULL AND q.apply_error IS NOT NULL AND q.held IS NOT NULL
+        UNION ALL
+        SELECT 'failed_tasks', q.name, count(*) || ' failed in the last 24 hours; the last is ' || max(q.id) || ': '
+               || coalesce(max(q.error), ''), {_time("min(q.ended_us)")}
+        FROM tasks q
+        WHERE q.status = 'failed' AND q.id > (SELECT max(id) FROM tasks) - 10000 AND q.ended_us > {NOW} - 86400000000
+        GROUP BY q.name""",
 }
 VIEWS = {name: text.strip() for name, text in VIEWS.items()}

@@ -10,7 +10,8 @@ Tables are ours to change; users read the views (`sqlite_views.py`). Conventions
 - Secondary indexes are most of a commit's cost, so the history has four, one for each question that a view
   answers: the changes of a key, the events of a type, the events of a source, the ticks of an agent. Everything
   else is reached through ids: a tick knows the range of its changes and events. The index of `state` on its
-  agent is written only when a key changes hands.
+  agent is written only when a key changes hands. Tasks are few and have what they need; the index of those that
+  are not over is partial, so a start and a limit find them among any number of old ones.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from sqlalchemy import (
     CheckConstraint,
     Column,
     ForeignKey,
+    Index,
     Integer,
     LargeBinary,
     MetaData,
@@ -224,8 +226,15 @@ events = _table(
     Column("timestamp_us", Int, comment="when it was emitted; NULL where that is the `started_us` of its tick"),
     Column("tick_id", Int, nullable=False, comment="the unit that emitted it"),
     Column("hops", Int, comment="how many handlers of events led to it, one after another; NULL for none"),
+    Column("target_id", Int, comment="of a reply, who alone gets it (a name in `event_sources`); NULL for everybody"),
     comment="Every event that was emitted.",
 )
+
+Index(
+    "ix_events_target_id",
+    events.c.target_id,
+    sqlite_where=events.c.target_id.is_not(None),
+)  # only replies have one
 
 ticks = _table(
     "ticks",
@@ -250,6 +259,7 @@ ticks = _table(
     Column("seen_change_id", Int, comment="the last change it could see, where that is not `change_id`"),
     Column("cause_event_id", Int, comment="the event it handled"),
     Column("subscription_id", Int, comment="the subscription whose cursor it moved to that event"),
+    Column("cause_task_id", Int, comment="the task whose result it took up"),
     comment="One row for each unit of work that changed, emitted or consumed something, or did not succeed.",
 )
 
@@ -384,8 +394,13 @@ commands = _table(
 tasks = _table(
     "tasks",
     _id("number of the task"),
-    Column("agent_id", Int, nullable=False, index=True, comment="the agent that gets the result"),
-    Column("name", Text, nullable=False, comment="the function"),
+    Column("agent_id", Int, nullable=False, index=True, comment="the agent that gets the result; 0 for nobody"),
+    Column(
+        "name",
+        Text,
+        nullable=False,
+        comment="the function: a method of the agent, a registered name, or `module:function`; `ask` for a question",
+    ),
     Column("key", Text, nullable=False, unique=True, comment="the same at every attempt"),
     Column(
         "status",
@@ -393,23 +408,92 @@ tasks = _table(
         nullable=False,
         comment="`waiting`, `held`, `running`, `done`, `failed` or `cancelled`",
     ),
-    Column("attempts", Int, nullable=False, comment="attempts so far"),
+    Column("attempts", Int, nullable=False, comment="attempts that were started"),
     Column("priority", Int, nullable=False, comment="higher first"),
     Column("limit_name", Text, comment="the limit it counts against"),
-    Column("args", Text, nullable=False, comment="its arguments, as JSON text"),
+    Column("args", Text, nullable=False, comment="its arguments, as a JSON array; of a question what was asked"),
     Column("result", Text, comment="its result, as JSON text"),
     Column("error", Text, comment="why it failed last"),
-    Column("cost_usd", Text, comment="what it cost, a decimal number as text"),
+    Column("cost_usd", Text, comment="what its attempts cost, a decimal number as text"),
     Column("created_us", Int, nullable=False, comment="when it was submitted"),
-    Column("next_us", Int, comment="not started before this instant"),
+    Column("next_us", Int, comment="not started before this instant; of a question, when it ends by itself"),
     Column("started_us", Int, comment="when its last attempt began"),
     Column("ended_us", Int, comment="when it ended"),
     Column("tick_id", Int, nullable=False, comment="the unit that submitted it"),
+    Column("kind", Text, nullable=False, server_default="function", comment="`function`, or `question` for a person"),
+    Column("question", Text, comment="of a question, its text"),
+    Column("failures", Int, nullable=False, server_default="0", comment="attempts that failed and count"),
+    Column(
+        "interruptions", Int, nullable=False, server_default="0", comment="attempts in a row that the process died in"
+    ),
+    Column("held", Text, comment="why it is held, as a sentence; NULL where it is not"),
+    Column("hops", Int, comment="how many handlers of events led to it, one after another; NULL for none"),
+    Column("answered_by", Text, comment="who answered a question; NULL where that was nobody"),
+    Column("applied_us", Int, comment="when the result was taken up; NULL while that is to come"),
+    Column("applied_tick_id", Int, comment="the unit that took the result up"),
+    Column("apply_attempts", Int, nullable=False, server_default="0", comment="failed attempts to take the result up"),
+    Column("apply_error", Text, comment="why the result could not be taken up last"),
+    _digest(),
     CheckConstraint(
         "status IN ('waiting', 'held', 'running', 'done', 'failed', 'cancelled')",
         name="status",
     ),
-    comment="Work outside the loop; written by a later revision of the program, readable from the first.",
+    comment="Work outside the loop, and questions to people.",
+)
+
+Index(
+    "ix_tasks_live",
+    tasks.c.id,
+    sqlite_where=tasks.c.applied_us.is_(None),
+)  # what a start has to load, however many tasks have ended
+
+task_attempts = _table(
+    "task_attempts",
+    _id("number of the attempt"),
+    Column("task_id", Int, nullable=False, index=True, comment="the task"),
+    Column("number", Int, nullable=False, comment="which attempt of the task, from 1"),
+    Column("run_id", Int, nullable=False, comment="the run that made it"),
+    Column("limit_name", Text, comment="the limit it counts against"),
+    Column(
+        "outcome",
+        Text,
+        nullable=False,
+        comment="`running`, `done`, `failed`, `timeout`, `postponed`, `cancelled`, or `interrupted` with the run",
+    ),
+    Column("started_us", Int, nullable=False, comment="when it was reserved; it began after that commit"),
+    Column("ended_us", Int, comment="when it ended"),
+    Column("reserved_usd", Text, comment="what was reserved of the limit, a decimal number as text"),
+    Column("cost_usd", Text, comment="what it cost as it said, a decimal number as text"),
+    Column("error", Text, comment="type and message of what it raised"),
+    Column("traceback", Text, comment="its traceback, without values of variables"),
+    _digest(),
+    comment="Every attempt at a task: written before it starts, completed when it has ended.",
+)
+
+Index("ix_task_attempts_limit_name_started_us", task_attempts.c.limit_name, task_attempts.c.started_us)
+Index(
+    "ix_task_attempts_open",
+    task_attempts.c.id,
+    sqlite_where=task_attempts.c.ended_us.is_(None),
+)
+
+limits = _table(
+    "limits",
+    Column("name", Text, primary_key=True, comment="the limit"),
+    Column("concurrency", Int, comment="most tasks running at once; NULL for no bound"),
+    Column("per_minute", Int, comment="most attempts begun within any 60 s; NULL for no bound"),
+    Column("per_day", Int, comment="most attempts begun in a day (UTC); NULL for no bound"),
+    Column("usd_per_day", Text, comment="most money spent in a day (UTC), as text; NULL for no bound"),
+    Column("configured", Text, nullable=False, comment="what the settings said, as JSON text; `null` for nothing"),
+    Column("raised", Text, nullable=False, comment="what an operator said since, as JSON text"),
+    Column("opened", Int, nullable=False, comment="how often in a row errors of its tasks have held it"),
+    Column("held_until_us", Int, comment="no attempt before this instant, because of errors"),
+    Column("held_because", Text, comment="which errors"),
+    Column("blocked_us", Int, comment="since when tasks wait because of it; NULL where none does"),
+    Column("blocked_because", Text, comment="which bound they wait for"),
+    Column("blocked_until_us", Int, comment="when that opens by itself; NULL where that is not known"),
+    _digest(),
+    comment="What tasks may use of something, and whether they wait for it.",
 )
 
 row_digests = _table(

@@ -26,7 +26,17 @@ from ael_store.model.event import EventRecord
 from ael_store.model.records import Commit, IterationRecord, TickError, TickRow
 from ael_store.model.state import Change
 
-__all__ = ["GROUPS", "Seal", "change_content", "event_content", "fold", "iteration_content", "row_digest", "seal"]
+__all__ = [
+    "GROUPS",
+    "Seal",
+    "change_content",
+    "event_content",
+    "fold",
+    "iteration_content",
+    "row_digest",
+    "seal",
+    "tick_content",
+]
 
 GROUPS = ("ticks", "state_changes", "events", "the rest")
 """What each digest of a seal is of."""
@@ -81,8 +91,15 @@ def event_content(
     timestamp_us: int | None,
     tick_id: int,
     hops: int | None,
+    target: str | None = None,
 ) -> tuple[Any, ...]:
-    return (id, type, source, data, metadata, timestamp_us, tick_id, hops)
+    row = (id, type, source, data, metadata, timestamp_us, tick_id, hops)
+    return row if target is None else (*row, target)  # younger than the seals of the others
+
+
+def tick_content(row: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what counts of a unit's row: its last column is younger than digests, and counts where it is not NULL."""
+    return tuple(row if row[-1] is not None else row[:-1])
 
 
 def iteration_content(row: IterationRecord) -> tuple[Any, ...]:
@@ -132,7 +149,7 @@ def seal(commit: Commit, moves: Iterable[tuple[Any, ...]]) -> Seal:
 
 def tick_digests(ticks: Iterable[TickRow], errors: Iterable[TickError]) -> list[int]:
     """Return the digests of units and of their errors, each in order of the ids."""
-    return [crc32(dumps(tuple(row))) for row in ticks] + [crc32(dumps(tuple(row))) for row in errors]
+    return [crc32(dumps(tick_content(row))) for row in ticks] + [crc32(dumps(tuple(row))) for row in errors]
 
 
 def rest_digests(
@@ -160,7 +177,7 @@ def _of_change(change: Change) -> tuple[Any, ...]:
 
 
 def _of_event(event: EventRecord) -> tuple[Any, ...]:
-    return (
+    return event_content(
         event.id,
         event.type,
         event.source,
@@ -169,4 +186,5 @@ def _of_event(event: EventRecord) -> tuple[Any, ...]:
         event.timestamp_us,
         event.tick_id,
         event.hops,
+        event.target,
     )

@@ -30,7 +30,13 @@ Columns = Mapping[str, Collection[str]]
 """The columns of each table."""
 Range = tuple[int, int]
 
-NAMED = {"key_id": "keys", "type_id": "event_types", "source_id": "event_sources", "agent_id": "agents"}
+NAMED = {
+    "key_id": "keys",
+    "type_id": "event_types",
+    "source_id": "event_sources",
+    "target_id": "event_sources",
+    "agent_id": "agents",
+}
 """Columns that refer to a table of names."""
 
 MENTIONED: dict[str, tuple[tuple[str, str], ...]] = {
@@ -43,7 +49,9 @@ MENTIONED: dict[str, tuple[tuple[str, str], ...]] = {
         ("dead_letters", "tick_id"),
         ("delayed_events", "tick_id"),
         ("tasks", "tick_id"),
+        ("tasks", "applied_tick_id"),
     ),
+    "tasks": (("ticks", "cause_task_id"), ("task_attempts", "task_id")),
     "state_changes": (
         ("state", "change_id"),
         ("state_changes", "previous_id"),
@@ -200,6 +208,10 @@ def drop_orphans(connection: sqlite3.Connection) -> dict[str, int]:
         for table, rowid in broken:
             connection.execute(f'DELETE FROM "{table}" WHERE rowid = ?', (rowid,))
             dropped[table] = dropped.get(table, 0) + 1
+    if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'task_attempts'").fetchone():
+        cursor = connection.execute("DELETE FROM task_attempts WHERE task_id NOT IN (SELECT id FROM tasks)")
+        if cursor.rowcount:
+            dropped["task_attempts"] = cursor.rowcount
     return dropped
 
 

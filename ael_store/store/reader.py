@@ -12,10 +12,11 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, func, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from ael_store.errors import AgentNotFound
@@ -23,12 +24,17 @@ from ael_store.model.event import EventRecord, glob_of
 from ael_store.model.records import (
     AgentRecord,
     AgentStats,
+    AttemptRecord,
+    CopyRecord,
     DeadLetterRecord,
     DelayedRecord,
+    LimitRecord,
+    LimitUse,
     Resumed,
     RunRecord,
     ScheduleRecord,
     SubscriptionRecord,
+    TaskRecord,
 )
 from ael_store.model.state import Cell
 from ael_store.schema.tables import metadata
@@ -78,7 +84,7 @@ class Reader:
 
     # -- what a run resumes with --
 
-    def resume(self, keys: Iterable[str] | None = None) -> Resumed:
+    def resume(self, keys: Iterable[str] | None = None, *, tasks: bool = True) -> Resumed:
         """Return what the database holds; with `keys` only these of the state (for a single command)."""
         with self.connect() as connection:
             state = select(
@@ -137,6 +143,7 @@ class Reader:
             )
 
             given = _given_out(connection)
+            facts: dict[str, str] = {row[0]: row[1] for row in connection.execute(select(T["meta"]))}
 
             def newest(table: str) -> int:
                 return max(connection.execute(select(func.max(T[table].c.id))).scalar() or 0, given.get(table, 0))
@@ -166,6 +173,12 @@ class Reader:
                 delayed_id=newest("delayed_events"),
                 dead_letter_id=newest("dead_letters"),
                 command_id=newest("commands"),
+                task_id=newest("tasks"),
+                attempt_id=newest("task_attempts"),
+                tasks=_live_tasks(connection) if tasks else [],
+                attempts=_open_attempts(connection) if tasks else [],
+                limits={row[0]: LimitRecord(*row) for row in connection.execute(_records("limits"))},
+                copy=_copy_of(facts),
             )
 
     def last_ids(self, tables: Iterable[str]) -> dict[str, int]:
@@ -178,28 +191,37 @@ class Reader:
         with self.connect() as connection:
             return list(connection.execute(select(T["event_types"].c.name)).scalars())
 
-    def pending(self, types: Sequence[str], after: int, until: int, limit: int) -> list[EventRecord]:
+    def pending(
+        self, types: Sequence[str], after: int, until: int, limit: int, *, to: str = "", whatever: bool = False
+    ) -> list[EventRecord]:
         """Return the first events of these types with `after < id <= until`, in order.
+
+        Replies to somebody are left out, but for those `to` this name: of these types, or `whatever` their type.
 
         The index gives the events of one type in order, those of several have to be sorted: so the log is looked
         through in pieces, or a long backlog would be sorted for each handful that is taken from its beginning.
         """
         e, y = T["events"], T["event_types"]
-        query = _event_records().order_by(e.c.id).limit(limit)
+        query = _event_records().where(e.c.target_id.is_(None)).order_by(e.c.id).limit(limit)
         records: list[EventRecord] = []
-        step = until - after if len(types) == 1 else 4 * limit
+        start, step = after, until - after if len(types) == 1 else 4 * limit
         with self.connect() as connection:
-            while after < until and len(records) < limit:
-                end = min(until, after + step)
+            while types and start < until and len(records) < limit:
+                end = min(until, start + step)
                 found: list[EventRecord] = []
-                for start in range(0, len(types), 500):
-                    piece = query.where(e.c.id > after, e.c.id <= end, y.c.name.in_(types[start : start + 500]))
+                for place in range(0, len(types), 500):
+                    piece = query.where(e.c.id > start, e.c.id <= end, y.c.name.in_(types[place : place + 500]))
                     found += [EventRecord(*row) for row in connection.execute(piece)]
                 if len(types) > 500:
                     found.sort(key=lambda record: record.id)
                 records += found
-                after, step = end, 4 * step
-        return records[:limit]
+                start, step = end, 4 * step
+            replies = _event_records().where(_is_reply_to(to), e.c.id > after, e.c.id <= until)
+            for row in connection.execute(replies.order_by(e.c.id).limit(limit)):
+                reply = EventRecord(*row)
+                if whatever or reply.type in types:
+                    records.append(reply)
+        return sorted(records, key=lambda record: record.id)[:limit]
 
     def events_of(self, ids: Sequence[int]) -> list[EventRecord]:
         """Return the events with these numbers that are in the log, in order."""
@@ -243,6 +265,42 @@ class Reader:
                 (DeadLetterRecord(*row[:-2]), row[-2], row[-1] is not None) for row in connection.execute(query).all()
             ]
 
+    def task_record(self, task_id: int) -> TaskRecord | None:
+        """Return a task, None where there is none."""
+        with self.connect() as connection:
+            row = connection.execute(_records("tasks").where(T["tasks"].c.id == task_id)).first()
+            return None if row is None else TaskRecord(*row)
+
+    def old_tasks(self, before_us: int, limit: int) -> list[int]:
+        """Return the oldest tasks whose result was taken up before an instant; looks at the first 10,000 only."""
+        t = T["tasks"]
+        with self.connect() as connection:
+            first = connection.execute(select(func.min(t.c.id))).scalar()
+            if first is None:
+                return []
+            old = select(t.c.id).where(t.c.id < first + 10_000, t.c.applied_us < before_us)
+            return list(connection.execute(old.order_by(t.c.id).limit(limit)).scalars())
+
+    def limit_uses(self, names: Sequence[str], now_us: int) -> dict[str, LimitUse]:
+        """Return what attempts have used of limits: those of the last minute, and of the day (UTC)."""
+        a = T["task_attempts"]
+        spent = func.coalesce(a.c.cost_usd, a.c.reserved_usd)
+        today_us = now_us // 86_400_000_000 * 86_400_000_000
+        uses = {}
+        with self.connect() as connection:
+            for name in names:
+                mine = a.c.limit_name == name
+                starts = select(a.c.started_us).where(mine, a.c.started_us > now_us - 60_000_000)
+                today = select(spent, a.c.cost_usd).where(mine, a.c.started_us >= today_us)
+                rows = connection.execute(today).all()
+                uses[name] = LimitUse(
+                    tuple(connection.execute(starts.order_by(a.c.started_us)).scalars()),
+                    len(rows),
+                    str(sum((Decimal(row[0] or 0) for row in rows), Decimal(0))),
+                    str(max((Decimal(row[1] or 0) for row in rows), default=Decimal(0))),
+                )
+        return uses
+
     def recent_events(self, limit: int) -> list[EventRecord]:
         """Return the newest events, oldest first."""
         query = _event_records().order_by(T["events"].c.id.desc()).limit(limit)
@@ -273,15 +331,16 @@ class Reader:
                     high = middle - 1
             return low
 
-    def count_events(self, types: Sequence[str], after: int, until: int) -> int:
-        """Return how many events of these types have `after < id <= until`."""
+    def count_events(self, types: Sequence[str], after: int, until: int, *, to: str = "") -> int:
+        """Return how many events of these types, and replies `to` this name, have `after < id <= until`."""
         e, y = T["events"], T["event_types"]
         query = (
             select(func.count()).select_from(e.join(y, y.c.id == e.c.type_id)).where(e.c.id > after, e.c.id <= until)
         )
+        others = query.where(e.c.target_id.is_(None))
         with self.connect() as connection:
-            return sum(
-                connection.execute(query.where(y.c.name.in_(types[start : start + 500]))).scalar_one()
+            return connection.execute(query.where(_is_reply_to(to))).scalar_one() + sum(
+                connection.execute(others.where(y.c.name.in_(types[start : start + 500]))).scalar_one()
                 for start in range(0, len(types), 500)
             )
 
@@ -402,6 +461,56 @@ class Reader:
         )
         return row
 
+    def tasks(
+        self, *, status: str | None = None, agent: str | None = None, name: str | None = None, limit: int = 100
+    ) -> list[Row]:
+        """Return the newest tasks, oldest first, each with why it is held and, of a question, its text."""
+        wanted = {"status": status, "agent": agent, "name": name}
+        parameters = {column: value for column, value in wanted.items() if value is not None}
+        where = " AND ".join(f"v.{column} = :{column}" for column in parameters)
+        if status is not None and status not in ("done", "failed", "cancelled"):
+            where += " AND q.applied_us IS NULL"  # those are few, and their index is small
+        rows = self.rows(
+            "SELECT v.*, q.held AS held, q.question AS question FROM tasks q JOIN v_tasks v ON v.id = q.id "
+            + (f"WHERE {where} " if where else "")
+            + "ORDER BY q.id DESC LIMIT :most",
+            **parameters,
+            most=limit,
+        )
+        return rows[::-1]
+
+    def task(self, task_id: int) -> Row | None:
+        """Return all about one task, its attempts as `attempts_made`; None where there is none."""
+        instant = "strftime('%Y-%m-%dT%H:%M:%SZ', {} / 1000000, 'unixepoch')"
+        found = self.rows(
+            "SELECT v.*, q.held AS held, q.question AS question, q.answered_by AS answered_by, "
+            f"{instant.format('q.applied_us')} AS applied_at, q.apply_error AS apply_error "
+            "FROM v_tasks v JOIN tasks q ON q.id = v.id WHERE v.id = :id",
+            id=task_id,
+        )
+        if not found:
+            return None
+        attempts = self.rows(
+            f"SELECT number, outcome, {instant.format('started_us')} AS started_at, "
+            f"{instant.format('ended_us')} AS ended_at, cost_usd, reserved_usd, error, traceback "
+            "FROM task_attempts WHERE task_id = :id ORDER BY number",
+            id=task_id,
+        )
+        return {**found[0], "attempts_made": attempts}
+
+    def held_tasks(self, task_id: int | None = None) -> list[Row]:
+        """Return the tasks that `ael tasks release` would let go on."""
+        return self.rows(
+            "SELECT q.id AS id, a.name AS agent, q.name AS name, q.held AS held FROM tasks q "
+            "JOIN agents a ON a.id = q.agent_id WHERE q.applied_us IS NULL AND q.status = 'held' "
+            "AND (:id IS NULL OR q.id = :id) ORDER BY q.id",
+            id=task_id,
+        )
+
+    def limits(self) -> list[Row]:
+        """Return every limit with what is used of it."""
+        return self.rows("SELECT * FROM v_limits ORDER BY name")
+
     def status(self) -> Row:
         """Return the whole in a few figures: last run, iteration, counts, problems."""
         with self.connect() as connection:
@@ -429,8 +538,37 @@ class Reader:
                 "keys": one("SELECT count(*) FROM state"),
                 "pending": one("SELECT count(*) FROM v_pending"),
                 "dead_letters": one("SELECT count(*) FROM v_dead_letters"),
+                "tasks": {
+                    row[0]: row[1]
+                    for row in connection.execute(
+                        text("SELECT status, count(*) FROM tasks WHERE applied_us IS NULL GROUP BY status")
+                    )
+                },
                 "problems": [dict(row) for row in connection.execute(text("SELECT * FROM v_problems")).mappings()],
             }
+
+
+def _copy_of(facts: dict[str, str]) -> CopyRecord | None:
+    """Return from what this database was restored or recovered last; None where it was not."""
+    restored, recovered = json.loads(facts.get("restored_us", "null")), json.loads(facts.get("recovered", "null"))
+    copies = []
+    if restored is not None:
+        copies.append(CopyRecord(restored, str(json.loads(facts.get("restored_from", '""')))))
+    if recovered is not None:
+        copies.append(CopyRecord(recovered["at_us"], str(recovered["from"])))
+    return max(copies, key=lambda copy: copy.at_us, default=None)
+
+
+def _live_tasks(connection: Connection) -> list[TaskRecord]:
+    """Return the tasks that are not over, or whose result is still to be taken up (index `ix_tasks_live`)."""
+    query = _records("tasks").where(T["tasks"].c.applied_us.is_(None)).order_by("id")
+    return [TaskRecord(*row) for row in connection.execute(query)]
+
+
+def _open_attempts(connection: Connection) -> list[AttemptRecord]:
+    """Return the attempts whose end is not known (index `ix_task_attempts_open`)."""
+    query = _records("task_attempts").where(T["task_attempts"].c.ended_us.is_(None)).order_by("id")
+    return [AttemptRecord(*row) for row in connection.execute(query)]
 
 
 def _given_out(connection: Connection) -> dict[str, int]:
@@ -466,6 +604,7 @@ def _records(table: str) -> Select[Any]:
 
 def _event_records() -> Select[Any]:
     e, y, o, t = T["events"], T["event_types"], T["event_sources"], T["ticks"]
+    to = o.alias("targets")
     return (
         select(
             e.c.id,
@@ -477,11 +616,20 @@ def _event_records() -> Select[Any]:
             e.c.tick_id,
             t.c.iteration,
             e.c.hops,
+            to.c.name,
         )
         .join_from(e, y, y.c.id == e.c.type_id)
         .join(o, o.c.id == e.c.source_id)
+        .join(to, to.c.id == e.c.target_id, isouter=True)
         .join(t, t.c.id == e.c.tick_id, isouter=True)
     )
+
+
+def _is_reply_to(name: str) -> ColumnElement[bool]:
+    """The condition that an event is a reply to this name (index `ix_events_target_id`)."""
+    names = T["event_sources"].alias("recipients")
+    number = select(names.c.id).where(names.c.name == name).scalar_subquery()
+    return and_(T["events"].c.target_id.is_not(None), T["events"].c.target_id == number)
 
 
 def _literal(prefix: str) -> str:

@@ -46,8 +46,9 @@ def _redact_key(cursor: Any, key: str) -> None:
 
 def _redact_event(cursor: Any, event_id: int) -> None:
     found = cursor.execute(
-        "SELECT e.id, y.name, s.name, e.data, e.metadata, e.timestamp_us, e.tick_id, e.hops FROM events e "
-        "JOIN event_types y ON y.id = e.type_id JOIN event_sources s ON s.id = e.source_id WHERE e.id = ?",
+        "SELECT e.id, y.name, s.name, e.data, e.metadata, e.timestamp_us, e.tick_id, e.hops, o.name FROM events e "
+        "JOIN event_types y ON y.id = e.type_id JOIN event_sources s ON s.id = e.source_id "
+        "LEFT JOIN event_sources o ON o.id = e.target_id WHERE e.id = ?",
         (event_id,),
     ).fetchall()
     for row in found:

@@ -33,7 +33,6 @@ from ael_store.store.revision import alembic_config, known_revisions, refuse_new
 from ael_store.store.sqlite import Driver, database_path, translate, write_engine
 from ael_store.store.takeover import fence
 from ael_store.store.upgrade import HEAD, UpgradeReport, create_database, current_revision, upgrade
-from ael_store.store.verify import verify_newest
 from ael_store.store.whole_file import sweep
 from ael_store.store.writer import Writer
 
@@ -112,6 +111,7 @@ class Store:
         backup: bool = True,
         create: bool = True,
         keys: Iterable[str] | None = None,
+        tasks: bool = True,
         progress: Callable[[str], None] | None = None,
         take_over: Callable[[Holder], None] | None = None,
     ) -> Resumed:
@@ -143,8 +143,10 @@ class Store:
             self._connection = await self._engine.connect()
             self._driver = await Driver.of(self._connection)
             self._checkpointer = Checkpointer(self.path, self._driver, self.lock.is_ours)
-            resumed = await asyncio.to_thread(self.reader.resume, keys)
+            resumed = await asyncio.to_thread(lambda: self.reader.resume(keys, tasks=tasks))
             if resumed.last_run is not None and resumed.last_run.status == "running":  # it did not end cleanly
+                from ael_store.store.verify import verify_newest  # large, and seldom needed
+
                 await asyncio.to_thread(verify_newest, self.path)
             self._writer.last_ids = await asyncio.to_thread(self.reader.last_ids, list(self._writer.last_ids))
         except (DBAPIError, sqlite3.Error) as error:

@@ -20,7 +20,6 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from ael_store.errors import AelError, DatabaseDamaged, StorageFailed, UsageError
-from ael_store.store.backup import back_up, require_space
 from ael_store.store.create import create_database, exists
 from ael_store.store.revision import (
     HEAD,
@@ -131,6 +130,8 @@ def _move(
         return UpgradeReport(before, target, None)
     tell = progress if progress is not None else _tell_nobody
     path = path.resolve()
+    from ael_store.store.backup import back_up, require_space  # with `verify` they are large, and seldom needed
+
     require_space(path)
     saved = back_up(path, tell) if backup and before is not None else None
     try:

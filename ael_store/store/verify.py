@@ -7,10 +7,11 @@ SQLite's own check sees a broken structure; this sees a changed value. In this o
 3. Each commit's seal: the digests of everything that it wrote (`digest.py`), which locates what was changed.
 4. Rows that are updated in place: their own digests.
 5. The state is what replaying its history gives, and so are versions and owners of the keys.
-6. Statistics are what the kept units and the kept totals add up to.
+6. Tasks are what their attempts add up to: how many, and what they cost.
+7. Statistics are what the kept units and the kept totals add up to.
 
 Everything is read in one transaction, so that it is one moment, also beside a running loop. Rows from before
-revision 0004 carry no digests; for them steps 5 and 6 remain, and the report says how many they are.
+revision 0004 carry no digests; for them steps 5 to 7 remain, and the report says how many they are.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ael_store.model.event import REDACTED
 from ael_store.model.records import TickRow
 from ael_store.schema.tables import metadata
 from ael_store.store.advice import advice
-from ael_store.store.digest import GROUPS, Seal, fold, row_digest
+from ael_store.store.digest import GROUPS, Seal, event_content, fold, row_digest, tick_content
 from ael_store.store.revision import explain, reading
 from ael_store.store.schema_check import check
 
@@ -43,6 +44,8 @@ SHOWN = 100
 WITH_DIGEST = tuple(
     table.name for table in metadata.sorted_tables if "digest" in table.c and table.name != "row_digests"
 )
+GROWING = {"tasks": "applied_us", "task_attempts": "ended_us"}
+"""Tables updated in place that grow without end, and the column that is NULL where a row is not over."""
 REDACTED_IN = {"state_changes": "value", "events": "data"}
 
 TICKS = ", ".join(TickRow._fields)
@@ -96,6 +99,7 @@ def verify(path: Path, tell: Tell | None = None) -> VerifyReport:
             (proof.numbers, "numbers"),
             (lambda: proof.seals(0, tell), "commits"),
             (proof.rows_in_place, "rows that are updated in place"),
+            (proof.tasks, "tasks against their attempts"),
             (proof.redactions, "redacted values"),
             (proof.replay, "state against its history"),
             (proof.recount, "statistics against units"),
@@ -109,7 +113,9 @@ def verify(path: Path, tell: Tell | None = None) -> VerifyReport:
 
 
 def verify_newest(path: Path) -> None:
-    """The quick form, for a start after a crash: the newest commits, and all rows that are updated in place.
+    """The quick form, for a start after a crash: the newest commits, and rows that are updated in place.
+
+    Of tasks and their attempts, which grow without end, the newest and those that are not over.
 
     Raises DatabaseDamaged with the first problem. Takes a fraction of a second, however long the history is.
     """
@@ -119,7 +125,7 @@ def verify_newest(path: Path) -> None:
             connection.execute("BEGIN")
             proof = _Proof(connection, report)
             proof.seals(proof.before_newest(), lambda line: None)
-            proof.rows_in_place()
+            proof.rows_in_place(newest=NEWEST_UNITS)
             proof.newest_values(max(0, proof.first_change - 1))
     except sqlite3.DatabaseError as error:
         raise explain(error, path) from error
@@ -264,13 +270,17 @@ class _Proof:
 
     # -- rows that are updated in place --
 
-    def rows_in_place(self) -> None:
+    def rows_in_place(self, newest: int = 0) -> None:
+        """Compare rows with their digests; with `newest` no more than so many of tables that grow without end."""
         patterns: dict[int, list[str]] = {}
         for number, pattern in self.rows("SELECT subscription_id, pattern FROM subscription_patterns"):
             patterns.setdefault(number, []).append(pattern)
         for table in WITH_DIGEST:
             columns = [column.name for column in metadata.tables[table].c if column.name != "digest"]
-            for row in self.rows(f"SELECT {', '.join(map(_quoted, columns))}, digest FROM {table}"):
+            where = ""
+            if newest and table in GROWING:
+                where = f" WHERE id > (SELECT max(id) FROM {table}) - {newest} OR {GROWING[table]} IS NULL"
+            for row in self.rows(f"SELECT {', '.join(map(_quoted, columns))}, digest FROM {table}{where}"):
                 content, digest = row[:-1], row[-1]
                 if digest is None:
                     continue
@@ -290,6 +300,36 @@ class _Proof:
                 REDACTED,
             ):
                 self.report.add(f"table {kind}, row {number}: redacted, but it shows a value")
+
+    # -- tasks --
+
+    def tasks(self) -> None:
+        """Each task has as many attempts as it says, and costs what they do; what is over has its result."""
+        if not self.rows("SELECT 1 FROM sqlite_schema WHERE name = 'task_attempts'"):
+            return  # an older schema, which had no attempts
+        for number, attempts, found in self.rows(
+            "SELECT t.id, t.attempts, count(a.id) FROM tasks t LEFT JOIN task_attempts a ON a.task_id = t.id "
+            "WHERE t.digest IS NOT NULL GROUP BY t.id HAVING t.attempts <> count(a.id)"
+        ):
+            self.report.add(f"task {number}: counts {attempts} attempts, there are {found}")
+        for number, cost, found in self.rows(
+            "SELECT t.id, t.cost_usd, a.cost FROM tasks t JOIN (SELECT task_id, "
+            "sum(CAST(cost_usd AS REAL)) AS cost FROM task_attempts GROUP BY task_id) a ON a.task_id = t.id "
+            "WHERE t.digest IS NOT NULL AND "
+            "abs(coalesce(CAST(t.cost_usd AS REAL), 0) - coalesce(a.cost, 0)) > 1e-9 * (1 + coalesce(a.cost, 0))"
+        ):
+            self.report.add(f"task {number}: costs {cost}, its attempts {found}")
+        for (number,) in self.rows(
+            "SELECT a.id FROM task_attempts a LEFT JOIN tasks t ON t.id = a.task_id "
+            "WHERE t.id IS NULL AND a.digest IS NOT NULL"
+        ):
+            self.report.add(f"attempt {number}: its task is missing")
+        for number, status in self.rows(
+            "SELECT id, status FROM tasks WHERE digest IS NOT NULL AND "
+            "((status IN ('done', 'failed', 'cancelled')) <> (ended_us IS NOT NULL) "
+            "OR (status = 'done') <> (result IS NOT NULL) OR (applied_us IS NOT NULL AND ended_us IS NULL))"
+        ):
+            self.report.add(f"task {number}: its status {status!r} does not fit its result and its end")
 
     # -- replay --
 
@@ -423,13 +463,14 @@ class _Content:
             self.changes.setdefault(row[4], []).append(row)
         self.events: dict[int, list[Row]] = {}
         for row in rows(
-            "SELECT e.id, y.name, s.name, e.data, e.metadata, e.timestamp_us, e.tick_id, e.hops FROM events e "
+            "SELECT e.id, y.name, s.name, e.data, e.metadata, e.timestamp_us, e.tick_id, e.hops, o.name FROM events e "
             "LEFT JOIN event_types y ON y.id = e.type_id LEFT JOIN event_sources s ON s.id = e.source_id "
+            "LEFT JOIN event_sources o ON o.id = e.target_id "
             f"WHERE e.id {between} ORDER BY e.id",
             first_event,
             last_event,
         ):
-            self.events.setdefault(row[6], []).append(row)
+            self.events.setdefault(row[6], []).append(event_content(*row))
         commits = (chunk[0].id, chunk[-1].id)
         self.commands: dict[int, list[Row]] = {}
         for row in rows(
@@ -452,7 +493,7 @@ class _Content:
         rest += [self._digest("commands", row) for row in self.commands.get(commit.id, ())]
         rest += [_digest(row) for row in self.moves.get(commit.id, ())]
         return (
-            [_digest(self.ticks[number]) for number in units if number in self.ticks]
+            [_digest(tick_content(self.ticks[number])) for number in units if number in self.ticks]
             + [_digest(self.errors[number]) for number in units if number in self.errors],
             [self._digest("state_changes", row) for number in units for row in self.changes.get(number, ())],
             [self._digest("events", row) for number in units for row in self.events.get(number, ())],

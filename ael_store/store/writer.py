@@ -23,14 +23,17 @@ from ael_store.model.records import (
     AgentRecord,
     AgentStats,
     AgentTotals,
+    AttemptRecord,
     CommandRecord,
     Commit,
     DeadLetterRecord,
     DelayedRecord,
     IterationRecord,
+    LimitRecord,
     RunRecord,
     ScheduleRecord,
     SubscriptionRecord,
+    TaskRecord,
     TickError,
     TickRow,
 )
@@ -74,7 +77,10 @@ class Writer:
                 "iterations": (*_columns(IterationRecord), "seal"),
                 "commits": ("id", "kind", "iteration", "run_id", "at_us", "seal"),
                 "state_changes": ("id", "key_id", "value", "previous_id", "tick_id"),
-                "events": ("id", "type_id", "source_id", "data", "metadata", "timestamp_us", "tick_id", "hops"),
+                "events": (
+                    *("id", "type_id", "source_id", "data", "metadata", "timestamp_us", "tick_id", "hops"),
+                    "target_id",
+                ),
                 "subscription_patterns": ("subscription_id", "pattern", "glob"),
                 "moves": ("id", "commit_id", "kind", "subject", "value"),
             }.items()
@@ -89,9 +95,26 @@ class Writer:
             "delayed_events": self._upsert("delayed_events", (*_columns(DelayedRecord), "digest")),
             "schedules": self._upsert("schedules", (*_columns(ScheduleRecord), "digest")),
             "commands": self._upsert("commands", _columns(CommandRecord)),
+            "tasks": self._upsert("tasks", (*_columns(TaskRecord), "digest")),
+            "task_attempts": self._upsert("task_attempts", (*_columns(AttemptRecord), "digest")),
+            "limits": self._upsert("limits", (*_columns(LimitRecord), "digest")),
             "positions": self._upsert("positions", ("name", "value", "digest")),
             "state": self._upsert("state", ("key_id", "value", "version", "change_id", "agent_id")),
         }
+        tasks = TABLES["tasks"]
+        columns = (*_columns(TaskRecord), "digest")
+        self.insert_task = self._sql(
+            sqlite.insert(tasks)
+            .values({name: bindparam(name) for name in columns})
+            .on_conflict_do_nothing(index_elements=["key"]),
+            columns,
+        )
+        attempts = TABLES["task_attempts"]
+        self.delete_tasks = [
+            self._sql(delete(attempts).where(attempts.c.task_id == bindparam("task")), ("task",)),
+            self._sql(delete(tasks).where(tasks.c.id == bindparam("task")), ("task",)),
+        ]
+        self.task_of_key = self._sql(select(tasks.c.id).where(tasks.c.key == bindparam("k")), ("k",))
         state = TABLES["state"]
         # the name of a parameter in WHERE must differ from the columns that are set
         self.update_state = self._sql(
@@ -219,6 +242,7 @@ class Writer:
                         event.timestamp_us,
                         event.tick_id,
                         event.hops,
+                        None if event.target is None else number(cursor, "event_sources", event.target, fresh),
                     )
                     for event in commit.events
                 ],
@@ -270,6 +294,11 @@ class Writer:
         ):
             if values:
                 many(self.upsert[table], _rows_with_digest(record, values))
+        if commit.new_tasks or commit.tasks or commit.attempts or commit.limits:
+            self._write_tasks(cursor, commit)
+        if commit.pruned_tasks:
+            for statement in self.delete_tasks:
+                many(statement, [(number,) for number in commit.pruned_tasks])
         if commit.patterns:
             many(self.delete_patterns, [(record.id,) for record in commit.patterns])
             many(
@@ -281,6 +310,25 @@ class Writer:
         for redaction in commit.redactions:
             redact(cursor, redaction)
         return fresh
+
+    def _write_tasks(self, cursor: Any, commit: Commit) -> None:
+        """Write tasks, attempts and limits; a new task whose key the table has already is not written."""
+        many = cursor.executemany
+        commit.known_keys = known = {}
+        if commit.new_tasks:
+            many(self.insert_task, _rows_with_digest(TaskRecord, commit.new_tasks.values()))
+            if cursor.rowcount != len(commit.new_tasks):
+                for task in commit.new_tasks.values():
+                    ((number,),) = cursor.execute(self.task_of_key, (task.key,)).fetchall()
+                    if number != task.id:
+                        known[task.id] = number
+        for table, record, values in (
+            ("tasks", TaskRecord, commit.tasks.values()),
+            ("task_attempts", AttemptRecord, [a for a in commit.attempts.values() if a.task_id not in known]),
+            ("limits", LimitRecord, commit.limits.values()),
+        ):
+            if values:
+                many(self.upsert[table], _rows_with_digest(record, values))
 
     def _write_changes(self, cursor: Any, commit: Commit, fresh: dict[tuple[str, str], int]) -> None:
         rows: list[tuple[Any, ...]] = []

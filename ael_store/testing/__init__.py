@@ -9,7 +9,7 @@ Needs no test framework, and works in all of them that can run a coroutine.
 """
 
 from ael_store.testing.harness import FailedUnit, Harness
-from ael_store.testing.one_tick import TickResult, run_tick
+from ael_store.testing.one_tick import TickResult, run_tick, task_attempt
 from ael_store.testing.virtual_clock import VirtualClock
 
-__all__ = ["FailedUnit", "Harness", "TickResult", "VirtualClock", "run_tick"]
+__all__ = ["FailedUnit", "Harness", "TickResult", "VirtualClock", "run_tick", "task_attempt"]

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import logging
 import os
 import shutil
 import tempfile
@@ -31,6 +32,7 @@ from ael_store.model.event import Event, compile_patterns
 from ael_store.model.records import Resumed
 from ael_store.model.values import decode
 from ael_store.runtime.agent import AgentBase
+from ael_store.runtime.attempt import Running
 from ael_store.runtime.controller import AELController
 from ael_store.runtime.current import current_unit
 from ael_store.runtime.lifecycle import Lifecycle
@@ -44,6 +46,8 @@ from ael_store.testing.steady_workbench import SteadyWorkbench
 from ael_store.testing.virtual_clock import START, Length, VirtualClock
 
 __all__ = ["FailedUnit", "Harness"]
+
+log = logging.getLogger("ael_store.testing")
 
 ENDING_PATIENCE_S = 5.0
 """How much longer than the grace period, in real time, the end of a loop may take."""
@@ -96,10 +100,14 @@ class Harness:
     this object, or a path; the other options are those of `AELController`. `seed` decides all randomness: the same
     agents and seed give the same rows.
 
-    Hooks take no virtual time. What runs in the background is waited for before time goes on, up to `patience`
-    seconds of real time. `slow_after` does not apply; `tick_timeout` does, in real time. Crashes are a tool of the
-    test, so the loop does not start paused after several of them, unless `unclean_starts` is set to another number
-    than its default.
+    `tasks` answers durable tasks by name, in place of their functions: `{"think": fake}` calls `fake(task, *args)`,
+    plain or async, and takes what it returns or raises; anything else is the result itself. What is not named there
+    runs as it is. `answer` answers a question as a person would.
+
+    Hooks and tasks take no virtual time. Tasks, and what runs in the background, are waited for before time goes on,
+    up to `patience` seconds of real time. `slow_after` does not apply; `tick_timeout` does, in real time. Crashes are
+    a tool of the test, so the loop does not start paused after several of them, unless `unclean_starts` is set to
+    another number than its default.
     """
 
     def __init__(
@@ -114,6 +122,7 @@ class Harness:
         settings: Settings | None = None,
         max_agents: int | None = None,
         patience: float = 5.0,
+        tasks: Mapping[str, Any] | None = None,
     ) -> None:
         self.clock: VirtualClock = _HarnessClock(self, start, seed)
         """The clock of the loop: `h.clock.jump("1h")` is a machine that was suspended for an hour."""
@@ -124,6 +133,9 @@ class Harness:
             "max_agents": max_agents,
         }
         self._patience_s = patience
+        self._fakes = dict(tasks or {})
+        self._late: frozenset[Running] = frozenset()
+        """Attempts at tasks that time goes on without."""
         self._files = _Files(store)
         weakref.finalize(self, self._files.close)
         self._agents = [_Pristine(agent) for agent in agents]
@@ -349,6 +361,19 @@ class Harness:
         controller = self._next_controller()
         controller.event_bus.publish(Event(type, source, data, self.now, metadata))
 
+    async def answer(self, choice: str, *, by: str = "somebody", task_id: int | None = None) -> None:
+        """Answer a question, the oldest that is open unless `task_id` says another, and let what follows happen."""
+        self._refuse_in_hook("answer")
+        await self.advance(0)
+        if task_id is None:
+            found = self.sql("SELECT id FROM v_tasks WHERE name = 'ask' AND status = 'waiting' ORDER BY id LIMIT 1")
+            if not found:
+                raise UsageError("no question is open")
+            task_id = found[0]["id"]
+        reply = self._controller._host.request("tasks.answer", {"id": task_id, "choice": choice, "by": by}, "test")
+        await self.advance(0)
+        reply.result(timeout=0)
+
     def set(self, key: str, value: Any) -> None:
         """Set a key of the state from outside; it happens at the next `advance`, before the first start at once."""
         self._next_controller().state_context.set(key, value)
@@ -439,7 +464,18 @@ class Harness:
     # -- the loop parks --
 
     async def _before_waiting(self, bell: Bell) -> None:
-        """Wait for what runs in the background; what has ended rings the bell."""
+        """Wait for tasks, and for what runs in the background; what has ended rings the bell."""
+        running = [attempt for attempt in self._run.tasks.running.values() if attempt not in self._late]
+        if running:
+            works = [attempt.work for attempt in running if attempt.work is not None]
+            _, late = await asyncio.wait(works, timeout=self._patience_s)
+            self._late = frozenset(attempt for attempt in running if attempt.work in late)
+            for attempt in self._late:
+                log.warning(
+                    "task %s still runs after %g s of real time; virtual time goes on without it",
+                    attempt.task.name,
+                    self._patience_s,
+                )
         bench = self._run.workbench
         if bench.background:
             assert isinstance(bench, SteadyWorkbench)
@@ -470,7 +506,7 @@ class _HarnessClock(VirtualClock):
     async def wait(self, bell: Bell, until: float | None) -> None:
         harness = self._harness
         run = harness._run
-        if not bell.rung and run.workbench.background:
+        if not bell.rung and (run.workbench.background or run.tasks.running):
             await harness._before_waiting(bell)
         if not bell.rung:
             if run.stopping and until is not None:  # nobody calls `advance` for what is left to wait for
@@ -494,6 +530,7 @@ class _HarnessController(AELController):
         run = life.run
         run.workbench = SteadyWorkbench(run.state, run.clock, run.settings.slow_after, run._finished_late)
         run.workbench.threads.freed = run._thread_freed
+        run.tasks.fakes = self._harness._fakes
         self._harness._opened.set()
         return life
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import partial
 from inspect import iscoroutinefunction
 from types import MappingProxyType
 from typing import Any
@@ -13,10 +14,13 @@ from ael_store.clock import from_us, iso, to_us
 from ael_store.errors import AelError, InvalidAgent, InvalidValueType, NotAllowedHere, UsageError
 from ael_store.model.event import Emission, Event, EventRecord
 from ael_store.model.state import State
+from ael_store.model.task import Task, new_record
 from ael_store.model.unit import Failure, Kind, Outcome, Unit
 from ael_store.model.values import DEFAULT_LIMITS, decode, encode
 from ael_store.runtime.agent import AgentBase, check_agent
+from ael_store.runtime.attempt import Attempt
 from ael_store.runtime.context import StateContext
+from ael_store.runtime.hooks import reply
 from ael_store.runtime.iteration import iter_jobs
 from ael_store.runtime.journal import failure_of
 from ael_store.runtime.tick import Job
@@ -25,7 +29,7 @@ from ael_store.testing.routing import routed
 from ael_store.testing.steady_workbench import SteadyWorkbench
 from ael_store.testing.virtual_clock import START, VirtualClock, as_instant
 
-__all__ = ["TickResult", "run_tick"]
+__all__ = ["TickResult", "run_tick", "task_attempt"]
 
 ITERATION = 1
 """What `context.iteration` answers."""
@@ -50,8 +54,8 @@ class TickResult:
     """What it emitted, in order, delayed ones too."""
     delayed: list[tuple[Event, datetime]]
     """Those of the events that are to happen later, with their time."""
-    tasks: list[Any] = field(default_factory=list)
-    """What it submitted; always empty in this version, which has no durable tasks."""
+    tasks: list[Task] = field(default_factory=list)
+    """The tasks that it submitted and the questions that it asked, in order."""
     state: dict[str, Any]
     """The whole state after it."""
     error: BaseException | None
@@ -77,12 +81,14 @@ async def run_tick(
     *,
     hook: str | None = None,
     error: Exception | None = None,
+    task: Task | Mapping[str, Any] | None = None,
     resumed: bool = False,
 ) -> TickResult:
     """Run one hook of an agent as the loop would, and return what it did; what the hook raises is in the result.
 
     Without an inbox that is `on_tick`, or the `hook` that is named (`on_start`, `on_shutdown`), or with an `error`
-    `on_error`. With an inbox it is `on_event` instead, for one event (or mapping of its fields) after another, each
+    `on_error`, or with a `task` `on_task`: one from `tasks` of another result, or a mapping with `name`, `result` and
+    the like. With an inbox it is `on_event` instead, for one event (or mapping of its fields) after another, each
     in a unit of its own that sees what those before it did; the first that fails is the last that runs.
 
     `now` (2026-01-01 UTC unless given) and `seed` are what `context.now` and `context.random` go by. Raises where
@@ -92,7 +98,7 @@ async def run_tick(
     if agent._host is not None:
         raise UsageError(f"agent {agent.name!r} runs in a loop; pass run_tick an instance of its own")
     now_us = to_us(START if now is None else as_instant(now))
-    hooks = _hooks(inbox, now_us, hook, error)
+    hooks = _hooks(inbox, now_us, hook, error, task)
     session = _Session(agent, state, now_us, seed, resumed)
     agent._host = session
     try:
@@ -107,23 +113,62 @@ def _hooks(
     now_us: int,
     hook: str | None,
     error: Exception | None,
+    task: Task | Mapping[str, Any] | None,
 ) -> list[tuple[Kind, str, Any]]:
     """Return what is to run: kind of the unit, name of the hook, and what it gets beside the context."""
-    if sum((bool(inbox), hook is not None, error is not None)) > 1:
-        raise UsageError("inbox, hook and error each say which hook is to run: pass one of them")
+    if sum((bool(inbox), hook is not None, error is not None, task is not None)) > 1:
+        raise UsageError("inbox, hook, error and task each say which hook is to run: pass one of them")
     if isinstance(inbox, Event | str | Mapping):
         raise InvalidValueType(f"inbox is {type(inbox).__name__}, wanted is a list of events: [{inbox!r}]")
     if inbox:
         return [("event", "on_event", _received(event, place, now_us)) for place, event in enumerate(inbox, 1)]
     if error is not None:
         return [("error", "on_error", error)]
+    if task is not None:
+        return [("task", "on_task", task if isinstance(task, Task) else _ended(task, now_us))]
     name = "on_tick" if hook is None else hook
     if name not in KINDS:
         raise UsageError(
             f"hook {name!r} can't be asked for by name; choose one of {', '.join(KINDS)}, "
-            "or pass an inbox for on_event, an error for on_error"
+            "or pass an inbox for on_event, an error for on_error, a task for on_task"
         )
     return [(KINDS[name], name, None)]
+
+
+def _ended(fields: Any, now_us: int) -> Task:
+    """Return a task as `on_task` gets it; what is not said is as usual."""
+    known = {"name", "key", "args", "status", "result", "error", "attempts", "question", "answered_by"}
+    if not isinstance(fields, Mapping) or "name" not in fields or set(fields) - known:
+        raise InvalidValueType(f"task is {fields!r}, wanted is a mapping with 'name' and some of {sorted(known)}")
+    status = fields.get("status", "done" if fields.get("error") is None else "failed")
+    if status not in ("done", "failed", "cancelled"):
+        raise InvalidValueType(f"the status of the task is {status!r}, wanted is 'done', 'failed' or 'cancelled'")
+    question = fields.get("question")
+    args: Any = list(fields.get("args", ()))
+    if question is not None:
+        args = {"question": question, "data": args[0] if args else None, "choices": None, "default": None}
+    record = new_record(
+        name=fields["name"],
+        key=fields.get("key", "test"),
+        args=encode(args, "args of the task"),
+        kind="function" if question is None else "question",
+        question=question,
+        now_us=now_us,
+    )
+    record.id, record.status, record.ended_us = 1, status, now_us
+    record.attempts, record.answered_by = fields.get("attempts", 1), fields.get("answered_by")
+    record.error = fields.get("error")
+    if status == "done":
+        record.result = encode(fields.get("result"), "result of the task")
+    return Task(record)
+
+
+def task_attempt(name: str = "task", *args: Any, key: str = "test", attempt: int = 1) -> Attempt:
+    """Return what a task's function gets first, to call it directly: `await agent.think(task_attempt(), data)`.
+
+    `cost_usd` tells what the function said that it cost.
+    """
+    return Attempt(new_record(name=name, key=key, args=encode(list(args), "args of the task")), attempt)
 
 
 def _received(event: Event | Mapping[str, Any], number: int, now_us: int) -> Event:
@@ -187,6 +232,7 @@ class _Session:
         self._received: list[Event] = []
         self._emitted: list[EventRecord] = []
         self._due: list[tuple[EventRecord, int]] = []
+        self._submitted: list[Task] = []
 
     # -- running hooks --
 
@@ -199,6 +245,8 @@ class _Session:
                 if kind == "event":
                     self._received.append(argument)
                 unit = self._unit(kind, self._seed + place, argument if kind == "event" else None)
+                if kind == "event":
+                    argument._answer = partial(reply, unit)
                 await self._run(bench, unit, hook, argument)
                 if self._outcome != "success":
                     break
@@ -251,6 +299,7 @@ class _Session:
                     "iteration": unit.iteration,
                 }
             )
+        self._submitted += [submission.task for submission in unit.submissions]
         for emission in unit.emissions:
             due_us = emission.due_us if emission.due_us is not None and emission.due_us > unit.now_us else None
             happens_us = due_us or emission.timestamp_us or unit.now_us
@@ -276,6 +325,7 @@ class _Session:
             deletes={key for key, text in self._writes.items() if text is None},
             events=list(events.values()),
             delayed=[(events[record.id], from_us(due_us)) for record, due_us in self._due],
+            tasks=self._submitted,
             state={key: decode(text) for key, text in self._state.items()},
             error=self._error,
             failure=self._failure,

@@ -119,6 +119,7 @@ def describe_errors() -> str:
 GROUPS = {
     "Agents": ("AgentBase", "AgentManager", "StateContext", "Secret"),
     "Events": ("Event", "EventBus"),
+    "Tasks": ("task", "Task", "RetryAfter", "Fatal", "TaskLimit"),
     "The loop": ("AELController", "Scheduler", "Settings", "Store"),
     "From other processes": ("connect",),
     "One per process": (
@@ -161,6 +162,8 @@ def describe_modules() -> Iterator[str]:
         yield f"### {title}"
         for name in names:
             yield from describe_name(ael_store, name)
+            if name == "Task":
+                yield from describe_name(importlib.import_module("ael_store.runtime.attempt"), "Attempt")
             if name == "connect":
                 for client in ("Client", "AsyncClient"):
                     yield from describe_name(importlib.import_module("ael_store.client"), client)

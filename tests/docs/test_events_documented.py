@@ -33,11 +33,18 @@ class Watcher(AgentBase):
     async def on_event(self, event: Event, context: StateContext) -> None: ...
 
 
+class Asker(AgentBase):
+    name = "asker"
+
+    async def on_start(self, context: StateContext) -> None:
+        context.ask("Go on?", timeout=0)
+
+
 async def run_once(path: Path) -> None:
     manager = AgentManager()
-    for agent in (Good(priority=10), Bad(priority=10), Watcher()):
+    for agent in (Good(priority=10), Bad(priority=10), Watcher(), Asker()):
         manager.register(agent)
-    await AELController(manager, tick_rate=0, store=path, settings=Settings(quarantine_after=1)).run(iterations=1)
+    await AELController(manager, tick_rate=0, store=path, settings=Settings(quarantine_after=1)).run(iterations=3)
 
 
 async def test_loop_emits_what_is_documented(tmp_path: Path) -> None:
@@ -50,7 +57,7 @@ async def test_loop_emits_what_is_documented(tmp_path: Path) -> None:
 
     connection = sqlite3.connect(path)
     emitted: dict[str, set[str]] = {}
-    for type, data in connection.execute("SELECT type, data FROM v_events WHERE source = 'ael_controller'"):
+    for type, data in connection.execute("SELECT type, data FROM v_events WHERE source IN ('ael_controller', 'asker')"):
         fields = set(json.loads(data))
         assert emitted.setdefault(type, fields) == fields
     connection.close()

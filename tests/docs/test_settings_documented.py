@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from ael_store.settings import AgentTable, Rule, Settings
+from ael_store.settings import AgentTable, Rule, Settings, TaskLimit
 
 REFERENCE = (Path(__file__).parents[2] / "docs/reference/settings.md").read_text("utf-8")
-SETTINGS_PART, AGENTS_PART = REFERENCE.split("\n## Agents\n")
-SETTINGS = {setting.name: setting for setting in fields(Settings)}
+SETTINGS_PART, LIMITS_PART, AGENTS_PART = re.split(r"\n## (?:Limits of tasks|Agents)\n", REFERENCE)
+SETTINGS = {setting.name: setting for setting in fields(Settings) if setting.name != "limits"}
 
 
 def rows(text: str) -> dict[str, list[str]]:
@@ -38,6 +38,10 @@ def test_setting_is_documented(setting: Field[Any]) -> None:
 
 def test_nothing_else_is_documented() -> None:
     assert set(rows(SETTINGS_PART)) == set(SETTINGS)
+
+
+def test_each_key_of_a_limit_is_documented() -> None:
+    assert set(rows(LIMITS_PART)) == {part.name for part in fields(TaskLimit)}
 
 
 def test_each_key_of_an_agent_table_is_documented() -> None:

@@ -123,7 +123,7 @@ def content(path: Path) -> str:
             columns = [
                 row[1]
                 for row in connection.execute(f"PRAGMA table_info({table})")
-                if row[1] not in ("digest", "seal", "hops")  # an older schema does not have these
+                if row[1] not in ("digest", "seal", "hops", "target_id", "cause_task_id")  # an older schema does not have these
             ]
             found.update(
                 repr(connection.execute(f"SELECT {', '.join(columns)} FROM {table} ORDER BY 1").fetchall()).encode()

@@ -227,6 +227,8 @@ def test_settings_made_by_hand_are_checked_too():
 
 def test_each_setting_has_a_help_text_with_unit_and_range():
     for setting in fields(Settings):
+        if setting.name == "limits":  # a table of tables, with types of its own
+            continue
         rule = setting.metadata["rule"]
         assert setting.metadata["help"].endswith(f"{rule.range})" if rule.range else "")
         assert rule.unit in setting.metadata["help"]

@@ -57,6 +57,8 @@ def fill(path: Path, revision: str, *, iterations: int = 40) -> None:
             _commands_and_tasks(connection)
         if revision >= "0004":
             _digests_and_redelivery(connection)
+        if revision >= "0005":
+            _attempts_limits_and_replies(connection)
         connection.execute("COMMIT")
     finally:
         connection.close()
@@ -319,6 +321,42 @@ def _digests_and_redelivery(connection: sqlite3.Connection) -> None:
     _insert(connection, "row_digests", kind="events", row_id=1, digest=4_000_000_000, why="redacted")
     _insert(connection, "agent_totals", agent_id=1, tick_id=3, ticks=0, errors=0, events=0)
     _insert(connection, "positions", name="paused_because", value="null")
+
+
+def _attempts_limits_and_replies(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE events SET target_id = 1 WHERE id = 2")
+    connection.execute("UPDATE ticks SET cause_task_id = 4 WHERE id = 5")
+    connection.execute("UPDATE tasks SET applied_us = ?, applied_tick_id = 5 WHERE id = 4", (BEGAN_US + 3 * SECOND_US,))
+    connection.execute("UPDATE tasks SET held = 'this database is a copy' WHERE status = 'held'")
+    _insert(
+        connection,
+        "task_attempts",
+        id=1,
+        task_id=4,
+        number=1,
+        run_id=1,
+        limit_name="smtp",
+        outcome="done",
+        started_us=BEGAN_US + SECOND_US,
+        ended_us=BEGAN_US + 2 * SECOND_US,
+        reserved_usd="0.02",
+        cost_usd="0.0125",
+        error=None,
+        traceback=None,
+    )
+    _insert(
+        connection,
+        "limits",
+        name="smtp",
+        per_minute=60,
+        usd_per_day="5",
+        configured='{"per_minute":60,"usd_per_day":"5"}',
+        raised="{}",
+        opened=0,
+        blocked_us=BEGAN_US,
+        blocked_because="60 a minute",
+        blocked_until_us=BEGAN_US + 60 * SECOND_US,
+    )
 
 
 def layout(path: Path) -> dict[str, list[str]]:

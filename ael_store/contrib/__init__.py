@@ -1,0 +1,1 @@
+"""Faces of neighbouring systems, over what ael_store does itself."""
