@@ -14,6 +14,7 @@ __all__ = [
     "DatabaseNotUsable",
     "DiskFull",
     "Fatal",
+    "HistoryGone",
     "InvalidAgent",
     "InvalidKey",
     "InvalidSetting",
@@ -97,6 +98,10 @@ class DeadLetterNotFound(AelError, LookupError):
 
 class TaskNotFound(AelError, LookupError):
     """There is no task of that number or key."""
+
+
+class HistoryGone(AelError, LookupError):
+    """A moment, or a row, that retention has removed; the message says from when on history exists."""
 
 
 # -- what a task raises -----------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from ael_store.model.event import EventRecord
 from ael_store.model.state import Cell, Change
 
 __all__ = [
+    "AgentMark",
     "AgentRecord",
     "AgentStats",
     "AgentTotals",
@@ -144,6 +145,19 @@ class AgentStats:
         self.measured += 1
         self.total_us += duration_us
         self.max_us = max(self.max_us, duration_us)
+
+
+class AgentMark(NamedTuple):
+    """The counters of an agent when an hour was over, as in table `agent_marks`."""
+
+    agent_id: int
+    hour_us: int
+    iteration: int
+    ticks: int
+    errors: int
+    events: int
+    measured: int
+    total_us: int
 
 
 @dataclass(slots=True)
@@ -376,6 +390,7 @@ class Commit:
     """Agents whose statistics end."""
     totals: list[AgentTotals] = field(default_factory=list)
     redactions: list[Redaction] = field(default_factory=list)
+    marks: list[AgentMark] = field(default_factory=list)
     new_tasks: dict[int, TaskRecord] = field(default_factory=dict)
     tasks: dict[int, TaskRecord] = field(default_factory=dict)
     """Tasks that have changed, those in `new_tasks` not among them."""
@@ -406,6 +421,7 @@ class Commit:
             or self.moves
             or self.commands
             or self.redactions
+            or self.marks
             or self.new_tasks
             or self.tasks
             or self.attempts
@@ -449,6 +465,8 @@ class Resumed:
     attempts: list[AttemptRecord] = field(default_factory=list)
     """Those whose end is not known."""
     limits: dict[str, LimitRecord] = field(default_factory=dict)
+    marks: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    """The counters of each agent at its last hourly mark."""
     copy: CopyRecord | None = None
     """What this database was made from; None where it is no copy."""
     recent_runs: list[RunRecord] = field(default_factory=list)

@@ -267,6 +267,7 @@ def _forget(desk: Desk, name: str) -> bool:
     desk.journal.changed(record)
     desk.journal.commit.stats.pop(record.id, None)
     desk.journal.commit.forgotten.append(record.id)
+    desk.journal.move("metadata", name, {})
     desk.journal.commit.totals.append(AgentTotals(record.id, desk.journal.tick_id, 0, 0, 0))
     desk.roster.forget(name)
     desk.tasks.abandon(record.id)

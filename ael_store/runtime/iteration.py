@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from ael_store.errors import AelError, LoopNotRunning
 from ael_store.model.event import REDACTED, Emission, Event, EventRecord
-from ael_store.model.records import IterationRecord, TaskRecord
+from ael_store.model.records import IterationRecord, Move, TaskRecord
 from ael_store.model.unit import Failure, SubscriptionRequest, Unit
 from ael_store.model.values import decode
 from ael_store.runtime.commands import carry_out
@@ -24,6 +24,7 @@ from ael_store.runtime.context import StateContext
 from ael_store.runtime.delivery import REFILL
 from ael_store.runtime.hooks import error_job, event_job, hook_job, task_job
 from ael_store.runtime.journal import SOURCE, failure_of, loop_event
+from ael_store.runtime.marks import mark_hour
 from ael_store.runtime.measure import IterationSummary
 from ael_store.runtime.outside import Request
 from ael_store.runtime.pruner import prune
@@ -105,6 +106,7 @@ async def run_iteration(run: Run, due: Due) -> None:
         if not due.draining:
             run.tasks.reserve(run.clock.now_us())
             await prune(run)
+    mark_hour(run)
     ran_s = run.clock.monotonic() - due.began
     journal.commit.iterations.append(
         IterationRecord(
@@ -517,6 +519,7 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
         if metadata is not None:
             slot.record.metadata = metadata
             run.journal.changed(slot.record)
+            run.journal.commit.moves.append(Move("metadata", slot.name, metadata))
     also = run.roster.count(slot, unit) if slot is not None else []
     if unit.cause is not None and unit.cause.source == SOURCE:
         also = []  # failing to handle one of the loop's own events emits nothing more

@@ -26,6 +26,7 @@ from ael_store.runtime.commands import PAUSED, Desk, move_own_keys
 from ael_store.runtime.context import ContextHost, StateContext
 from ael_store.runtime.delivery import Deliveries
 from ael_store.runtime.journal import Journal
+from ael_store.runtime.marks import HOUR_US
 from ael_store.runtime.measure import IterationSummary, Meter
 from ael_store.runtime.outside import Outside
 from ael_store.runtime.roster import Roster
@@ -110,6 +111,9 @@ class Run:
         """Since when a commit waits for room on the disk; None while none does."""
         self.expire_us = 0
         """When the backlog of absent subscribers is looked at next."""
+        self.hour_us = self.started_us // HOUR_US * HOUR_US
+        """When the hour began whose end is marked next."""
+        self.marked: dict[int, tuple[int, ...]] = resumed.marks
         self.prune_us = 0
         """When it is looked next for what is older than the settings keep."""
         self._loop = asyncio.get_running_loop()

@@ -197,7 +197,11 @@ class Watchdog:
 
     def _where(self) -> str:
         job = self._running_job()
-        return " outside of hooks" if job is None else f" in {job}"
+        if job is not None:
+            return f" in {job}"
+        running = asyncio.current_task(self._loop)
+        name = "" if running is None else running.get_name()
+        return f" in task {name.removeprefix('ael-task ')}" if name.startswith("ael-task ") else " outside of hooks"
 
     def _is_debugged(self) -> bool:
         """True where somebody looks at the process step by step; a standstill is what they want."""

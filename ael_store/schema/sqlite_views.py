@@ -159,6 +159,43 @@ VIEWS: dict[str, str] = {
                (SELECT coalesce(sum(CAST(coalesce(x.cost_usd, x.reserved_usd) AS REAL)), 0.0) FROM task_attempts x
                 WHERE x.limit_name = l.name AND x.started_us >= {NOW} / 86400000000 * 86400000000) AS usd_today
         FROM limits l""",
+    "v_agent_hours": f"""
+        SELECT a.name AS agent, {_time("m.hour_us")} AS hour,
+               m.ticks - coalesce(m.ticks_before, 0) AS ticks, m.errors - coalesce(m.errors_before, 0) AS errors,
+               m.events - coalesce(m.events_before, 0) AS events,
+               CASE WHEN m.measured > coalesce(m.measured_before, 0)
+                    THEN (m.total_us - coalesce(m.total_before, 0)) / 1000.0
+                         / (m.measured - coalesce(m.measured_before, 0)) END AS mean_duration_ms
+        FROM (SELECT agent_id, hour_us, ticks, errors, events, measured, total_us,
+                     lag(ticks) OVER of_agent AS ticks_before, lag(errors) OVER of_agent AS errors_before,
+                     lag(events) OVER of_agent AS events_before, lag(measured) OVER of_agent AS measured_before,
+                     lag(total_us) OVER of_agent AS total_before
+              FROM agent_marks WINDOW of_agent AS (PARTITION BY agent_id ORDER BY hour_us)) m
+        JOIN agents a ON a.id = m.agent_id""",
+    "v_causes": f"""
+        SELECT 'change' AS effect, c.id AS effect_id, k.name AS subject, a.name AS agent, t.iteration AS iteration,
+               t.id AS unit_id, {KIND} AS unit_kind,
+               CASE WHEN t.cause_event_id IS NOT NULL THEN 'event' WHEN t.cause_task_id IS NOT NULL THEN 'task' END
+               AS cause, coalesce(t.cause_event_id, t.cause_task_id) AS cause_id
+        FROM state_changes c
+        JOIN keys k ON k.id = c.key_id
+        JOIN ticks t ON t.id = c.tick_id
+        JOIN agents a ON a.id = t.agent_id
+        UNION ALL
+        SELECT 'event', e.id, y.name, a.name, t.iteration, t.id, {KIND},
+               CASE WHEN t.cause_event_id IS NOT NULL THEN 'event' WHEN t.cause_task_id IS NOT NULL THEN 'task' END,
+               coalesce(t.cause_event_id, t.cause_task_id)
+        FROM events e
+        JOIN event_types y ON y.id = e.type_id
+        JOIN ticks t ON t.id = e.tick_id
+        JOIN agents a ON a.id = t.agent_id
+        UNION ALL
+        SELECT 'task', q.id, q.name, a.name, t.iteration, t.id, {KIND},
+               CASE WHEN t.cause_event_id IS NOT NULL THEN 'event' WHEN t.cause_task_id IS NOT NULL THEN 'task' END,
+               coalesce(t.cause_event_id, t.cause_task_id)
+        FROM tasks q
+        JOIN ticks t ON t.id = q.tick_id
+        JOIN agents a ON a.id = t.agent_id""",
     "v_problems": f"""
         SELECT 'crashed_run' AS kind, 'run ' || r.id AS subject,
                'pid ' || r.pid || ' on ' || r.host || ' ended without a clean stop' AS detail,

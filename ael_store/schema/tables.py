@@ -373,10 +373,10 @@ moves = _table(
     "moves",
     _id("number of the move"),
     Column("commit_id", Int, nullable=False, comment="the commit that made it"),
-    Column("kind", Text, nullable=False, comment="`cursor`, `flag`, `schedule` or `scheduler`"),
+    Column("kind", Text, nullable=False, comment="`cursor`, `flag`, `metadata`, `schedule` or `scheduler`"),
     Column("subject", Text, nullable=False, comment="the agent, subscription or strategy"),
     Column("value", Text, nullable=False, comment="what it is now, as JSON text"),
-    comment="Moves that no tick row tells: flags, schedules, the scheduler's position, skipped events.",
+    comment="Moves that no tick row tells: flags, metadata, schedules, the scheduler's position, skipped events.",
 )
 
 commands = _table(
@@ -494,6 +494,20 @@ limits = _table(
     Column("blocked_until_us", Int, comment="when that opens by itself; NULL where that is not known"),
     _digest(),
     comment="What tasks may use of something, and whether they wait for it.",
+)
+
+agent_marks = _table(
+    "agent_marks",
+    Column("agent_id", Int, ForeignKey("agents.id"), primary_key=True, autoincrement=False, comment="the agent"),
+    Column("hour_us", Int, primary_key=True, autoincrement=False, comment="when the hour began"),
+    Column("iteration", Int, nullable=False, comment="the iteration in which it was written, after the hour"),
+    Column("ticks", Int, nullable=False, comment="successful ticks up to then, over the life of the database"),
+    Column("errors", Int, nullable=False, comment="units up to then that ended in error or timeout"),
+    Column("events", Int, nullable=False, comment="events handled up to then"),
+    Column("measured", Int, nullable=False, comment="ticks up to then with a duration"),
+    Column("total_us", Int, nullable=False, comment="sum of these durations"),
+    _digest(),
+    comment="The counters of each agent when an hour was over, of those that did something in it.",
 )
 
 row_digests = _table(

@@ -12,6 +12,7 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,7 @@ from ael_store.model.records import (
 from ael_store.model.state import Cell
 from ael_store.schema.tables import metadata
 from ael_store.store.foreign_code import refuse_foreign_views
+from ael_store.store.moment import Horizon, Moment, horizon_of, moment_at
 from ael_store.store.revision import HEAD
 from ael_store.store.sqlite import read_engine, translate
 
@@ -179,6 +181,7 @@ class Reader:
                 attempts=_open_attempts(connection) if tasks else [],
                 limits={row[0]: LimitRecord(*row) for row in connection.execute(_records("limits"))},
                 copy=_copy_of(facts),
+                marks=_last_marks(connection),
             )
 
     def last_ids(self, tables: Iterable[str]) -> dict[str, int]:
@@ -343,6 +346,47 @@ class Reader:
                 connection.execute(others.where(y.c.name.in_(types[start : start + 500]))).scalar_one()
                 for start in range(0, len(types), 500)
             )
+
+    # -- past moments --
+
+    def moment(self, at: int | str | datetime) -> Moment:
+        """Return a past moment by iteration, ISO text or time; raises HistoryGone, or UsageError."""
+        with self.connect() as connection:
+            return moment_at(connection, at)
+
+    def horizon(self) -> Horizon:
+        """Return where history begins."""
+        with self.connect() as connection:
+            return horizon_of(connection)
+
+    def value_at(self, moment: Moment, key: str) -> str | None:
+        """Return the JSON text that a key had at a moment, None where it had none: one seek in the index of the key."""
+        c, k = T["state_changes"], T["keys"]
+        number = select(k.c.id).where(k.c.name == key).scalar_subquery()
+        query = select(c.c.value).where(c.c.key_id == number, c.c.id <= moment.change_id)
+        with self.connect() as connection:
+            return connection.execute(query.order_by(c.c.id.desc()).limit(1)).scalar()
+
+    def state_at(self, moment: Moment, prefix: str = "") -> list[Row]:
+        """Return the state at a moment in order of the keys, in the shape of `state`; one seek for each key."""
+        return self.rows(
+            "SELECT k.name AS key, c.value AS value, a.name AS agent, t.iteration AS iteration, h.changed_at AS "
+            "updated_at, c.id AS change_id FROM keys k "
+            "JOIN state_changes c ON c.id = (SELECT id FROM state_changes WHERE key_id = k.id AND id <= :change "
+            "ORDER BY id DESC LIMIT 1) "
+            "LEFT JOIN ticks t ON t.id = c.tick_id LEFT JOIN agents a ON a.id = t.agent_id "
+            "LEFT JOIN v_state_history h ON h.id = c.id "
+            "WHERE c.value IS NOT NULL AND k.name GLOB :glob ORDER BY k.name",
+            change=moment.change_id,
+            glob=_literal(prefix) + "*",
+        )
+
+    def changed_keys(self, after: int, until: int) -> list[str]:
+        """Return the keys that changes with `after < id <= until` have touched, in order."""
+        c, k = T["state_changes"], T["keys"]
+        query = select(k.c.name).join_from(c, k, k.c.id == c.c.key_id).where(c.c.id > after, c.c.id <= until).distinct()
+        with self.connect() as connection:
+            return list(connection.execute(query.order_by(k.c.name)).scalars())
 
     # -- what users ask --
 
@@ -557,6 +601,18 @@ def _copy_of(facts: dict[str, str]) -> CopyRecord | None:
     if recovered is not None:
         copies.append(CopyRecord(recovered["at_us"], str(recovered["from"])))
     return max(copies, key=lambda copy: copy.at_us, default=None)
+
+
+def _last_marks(connection: Connection) -> dict[int, tuple[int, ...]]:
+    """Return the counters of each agent at its last hourly mark."""
+    m = T["agent_marks"]
+    found = {}
+    for (agent_id,) in connection.execute(select(T["agents"].c.id).where(T["agents"].c.id > 0)).all():
+        newest = select(m.c.ticks, m.c.errors, m.c.events, m.c.measured, m.c.total_us).where(m.c.agent_id == agent_id)
+        row = connection.execute(newest.order_by(m.c.hour_us.desc()).limit(1)).first()
+        if row is not None:
+            found[agent_id] = tuple(row)
+    return found
 
 
 def _live_tasks(connection: Connection) -> list[TaskRecord]:

@@ -20,6 +20,7 @@ from sqlalchemy.sql.expression import Executable
 from ael_store.errors import OwnershipLost
 from ael_store.model.event import glob_of
 from ael_store.model.records import (
+    AgentMark,
     AgentRecord,
     AgentStats,
     AgentTotals,
@@ -89,6 +90,7 @@ class Writer:
             "runs": self._upsert("runs", (*_columns(RunRecord), "digest")),
             "agents": self._upsert("agents", (*_columns(AgentRecord), "digest")),
             "agent_stats": self._upsert("agent_stats", (*_columns(AgentStats), "digest")),
+            "agent_marks": self._upsert("agent_marks", (*AgentMark._fields, "digest")),
             "agent_totals": self._upsert("agent_totals", (*_columns(AgentTotals), "digest")),
             "subscriptions": self._upsert("subscriptions", (*_columns(SubscriptionRecord), "digest")),
             "dead_letters": self._upsert("dead_letters", (*_columns(DeadLetterRecord), "digest")),
@@ -299,6 +301,8 @@ class Writer:
         if commit.pruned_tasks:
             for statement in self.delete_tasks:
                 many(statement, [(number,) for number in commit.pruned_tasks])
+        if commit.marks:
+            many(self.upsert["agent_marks"], [(*mark, row_digest(mark)) for mark in commit.marks])
         if commit.patterns:
             many(self.delete_patterns, [(record.id,) for record in commit.patterns])
             many(

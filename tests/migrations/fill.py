@@ -59,6 +59,8 @@ def fill(path: Path, revision: str, *, iterations: int = 40) -> None:
             _digests_and_redelivery(connection)
         if revision >= "0005":
             _attempts_limits_and_replies(connection)
+        if revision >= "0006":
+            _hours(connection)
         connection.execute("COMMIT")
     finally:
         connection.close()
@@ -357,6 +359,22 @@ def _attempts_limits_and_replies(connection: sqlite3.Connection) -> None:
         blocked_because="60 a minute",
         blocked_until_us=BEGAN_US + 60 * SECOND_US,
     )
+
+
+def _hours(connection: sqlite3.Connection) -> None:
+    for hour in range(3):
+        _insert(
+            connection,
+            "agent_marks",
+            agent_id=1,
+            hour_us=BEGAN_US + hour * 3600 * SECOND_US,
+            iteration=10 * hour,
+            ticks=10 * hour,
+            errors=hour,
+            events=2 * hour,
+            measured=11 * hour,
+            total_us=5000 * hour,
+        )
 
 
 def layout(path: Path) -> dict[str, list[str]]:
