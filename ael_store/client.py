@@ -27,7 +27,7 @@ from ael_store.model.records import Commit
 from ael_store.model.state import State
 from ael_store.model.values import DEFAULT_LIMITS, Limits, check_key, decode, encode
 from ael_store.runtime.commands import PAUSED, Desk, carry_out
-from ael_store.runtime.control import actor, ask
+from ael_store.runtime.control import actor, ask, longest_line
 from ael_store.runtime.delivery import Deliveries
 from ael_store.runtime.journal import Journal
 from ael_store.runtime.outside import Request
@@ -36,6 +36,7 @@ from ael_store.runtime.task_function import PLAIN, policy_of, reference_of
 from ael_store.runtime.tasks import TaskBoard
 from ael_store.settings import Settings
 from ael_store.store.lock import current_holder
+from ael_store.store.past_state import PastState
 from ael_store.store.reader import Reader
 from ael_store.store.sqlite import database_path
 from ael_store.store.store import Store
@@ -43,6 +44,8 @@ from ael_store.store.store import Store
 __all__ = ["AsyncClient", "Client", "change", "connect"]
 
 TRIES = 3
+WITH_WHOLE_STATE = ("agents.rename", "agents.forget", "state.import", "state.undo")
+"""Commands that look at more than one key."""
 
 
 def connect(path: str | os.PathLike[str], *, allow_shared_folder: bool = False) -> Client:
@@ -148,6 +151,13 @@ class Client:
         """Return every key with its committed value."""
         return {row["key"]: decode(row["value"]) for row in self._reader.state()}
 
+    def at(self, moment: int | str | datetime) -> PastState:
+        """Return the state after an iteration, or as it was at a time (aware, or ISO text); close it when done.
+
+        Raises HistoryGone where retention has removed that moment, UsageError where it has not been yet.
+        """
+        return PastState(self.path, moment)
+
     def close(self) -> None:
         """Close the connections; the client may not be used after it."""
         self._reader.close()
@@ -237,7 +247,7 @@ def change(
         holder = current_holder(path)
         if holder is not None and holder.socket is not None:
             try:
-                return ask(holder.socket, command, arguments)
+                return ask(holder.socket, command, arguments, longest=longest_line(limits))
             except LoopNotRunning:
                 if attempt == TRIES - 1 or current_holder(path) == holder:
                     raise
@@ -264,8 +274,8 @@ def _run_directly(store: Store, command: str, arguments: dict[str, Any], limits:
 
 
 async def _directly(store: Store, command: str, arguments: dict[str, Any], limits: Limits) -> Any:
-    wanted = None if command in ("agents.rename", "agents.forget") else [arguments.get("key", "")]
-    with_tasks = command.startswith(("tasks.", "agents.forget"))
+    wanted = None if command in WITH_WHOLE_STATE else [arguments.get("key", "")]
+    with_tasks = command.startswith(("tasks.", "limits.", "agents.forget"))
     resumed = await store.open(f"ael {command}", upgrade_schema=False, create=False, keys=wanted, tasks=with_tasks)
     try:
         run_id = resumed.run_id
@@ -285,6 +295,7 @@ async def _directly(store: Store, command: str, arguments: dict[str, Any], limit
             running=False,
             find_dead_letters=store.reader.dead_letter_records,
             find_task=store.reader.task_record,
+            find_undo=store.reader.undo_plan,
             paused=resumed.positions.get(PAUSED) == "true",
         )
         refused: Exception | None = None

@@ -13,6 +13,7 @@ __all__ = [
     "DatabaseDamaged",
     "DatabaseNotUsable",
     "DiskFull",
+    "EffectBlocked",
     "Fatal",
     "HistoryGone",
     "InvalidAgent",
@@ -135,6 +136,10 @@ class NotAllowedHere(AelError, RuntimeError):
 
 class LoopNotRunning(AelError, RuntimeError):
     """The call needs a running loop."""
+
+
+class EffectBlocked(AelError, RuntimeError):
+    """A hook that is replayed tried to reach the network, start a process or write a file."""
 
 
 # -- the database -----------------------------------------------------------------------------------

@@ -249,6 +249,22 @@ class Settings:
     stall_limit: float = _length(
         120.0, "After how long a standstill of the event loop ends the process (exit code 70); 0 means never"
     )
+    history_days: float = _setting(
+        90.0,
+        "How long changes, units and iterations are kept",
+        Rule("float", unit="days", low=0, high=36_500, above=True),
+    )
+    event_days: float = _setting(
+        30.0,
+        "How long events are kept, and no longer than the rest of the history",
+        Rule("float", unit="days", low=0, high=36_500, above=True),
+    )
+    history_rows: int = _setting(0, "Most changes, units and events together; 0 means any number", Rule("int", low=0))
+    history_bytes: int = _setting(
+        1_500_000_000,
+        "Size of the file from which the oldest history is removed; 0 means any size",
+        Rule("int", unit="bytes", low=0),
+    )
     task_attempts: int = _count(5, "Attempts at a task before it has failed")
     task_timeout: float = _length(300.0, "How long an attempt at a task may take; 0 means no limit")
     tasks_at_once: int = _count(100, "Most tasks running at once", high=10_000)

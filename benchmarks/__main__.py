@@ -9,8 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.history import measure_history, report_history
 from benchmarks.machine import describe, is_in_memory
 from benchmarks.process import measure_process, report_process
+from benchmarks.tasks import TaskOptions, measure_tasks, report_tasks
 from benchmarks.write import WriteOptions, measure_writing, report_writing
 
 
@@ -40,6 +42,16 @@ def main(arguments: list[str] | None = None) -> int:
             )
             print(report_writing(writing))
             found["write"] = writing.to_dict()
+        elif options.what == "tasks":
+            tasks = measure_tasks(
+                TaskOptions(folder, options.rounds, ticks=options.ticks, finished=options.finished), _say
+            )
+            print(report_tasks(tasks))
+            found["tasks"] = tasks.to_dict()
+        elif options.what == "history":
+            history = measure_history(folder, options.rounds, options.rows, _say)
+            print(report_history(history))
+            found["history"] = history.to_dict()
         else:
             process = measure_process(folder, options.rounds, _say)
             print(report_process(process))
@@ -56,14 +68,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("write", "process"),
+        choices=("write", "process", "tasks", "history"),
         default="write",
-        help="write: iterations beside plain sqlite3 (the default); process: memory, start, bytes of an idle day",
+        help="write: iterations beside plain sqlite3 (the default); process: memory, start, bytes of an idle day; "
+        "tasks: lateness beside a hundred, a submit beside a million, the way to on_task; "
+        "history: looking back in a million rows",
     )
     parser.add_argument("--agents", type=_numbers, default=[1, 10, 100], help="numbers of agents: 1,10,100")
     parser.add_argument("--durability", type=_levels, default=["full", "normal"], help="full, normal or both")
     parser.add_argument("--rounds", type=_number, default=5)
     parser.add_argument("--iterations", type=_number, help="measured in each round; fewer with more agents by default")
+    parser.add_argument("--ticks", type=_number, default=100, help="of tasks: ticks of 1 s whose lateness is measured")
+    parser.add_argument("--finished", type=_number, default=1_000_000, help="of tasks: ended ones in the long table")
+    parser.add_argument("--rows", type=_number, default=1_000_000, help="of history: changes, events and units each")
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="where the files are made: the disk to measure")
     parser.add_argument("--allow-tmpfs", action="store_true", help="measure in memory too, for what it is worth")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")

@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from ael_store import AELController, AgentBase, AgentManager, Settings
+from ael_store import AELController, AgentBase, AgentManager, Event, Settings, StateContext, Task
+from ael_store import task as as_task
 from ael_store.clock import Bell, SystemClock
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "controller_on",
     "fail_with_hooks",
     "iterations_of",
+    "note_result",
     "rows",
     "running",
     "until",
+    "worker",
 ]
 
 PATIENCE_S = 20.0
@@ -52,6 +55,7 @@ def agent(
     start: Callable[..., Any] | None = None,
     error: Callable[..., Any] | None = None,
     shutdown: Callable[..., Any] | None = None,
+    task: Callable[..., Any] | None = None,
     **attributes: Any,
 ) -> AgentBase:
     """Return an agent with these functions as hooks (without `self`)."""
@@ -62,9 +66,51 @@ def agent(
         ("on_start", start),
         ("on_error", error),
         ("on_shutdown", shutdown),
+        ("on_task", task),
     ):
         if function is not None:
             setattr(made, hook, _noted(function))
+    return made
+
+
+class Worker(AgentBase):
+    """Submits its method `work` for each event `go`, as the data of that say."""
+
+    priority = EVERY
+    subscriptions = ("go",)
+    work: Any
+
+    async def on_event(self, event: Event, context: StateContext) -> None:
+        options = dict(event.data or {})
+        context.submit(self.work, *options.pop("args", []), **options)
+
+
+async def note_result(self: AgentBase, task: Task, context: StateContext) -> None:
+    """An `on_task` that counts how often it gets a task, and keeps what came of it."""
+    context.increment(f"applied {task.key}")
+    context.set(f"end {task.key}", {"status": task.status, "result": task.result, "error": task.error})
+
+
+def worker(
+    work: Callable[..., Any] | None,
+    name: str = "worker",
+    *,
+    hooks: dict[str, Any] | None = None,
+    attributes: dict[str, Any] | None = None,
+    **policy: Any,
+) -> AgentBase:
+    """Return an agent of a class of its own, with a function (`self, task, *args`) as its method `work`.
+
+    It submits that for events `go`, and notes the results. `hooks` are other hooks, or None for none; `policy` are
+    the arguments of `@task`.
+    """
+    members = {"on_task": note_result, **(hooks or {})}
+    if work is not None:
+        work.__name__ = "work"
+        members["work"] = as_task(**policy)(work)
+    made: AgentBase = type("Made", (Worker,), {key: value for key, value in members.items() if value is not None})(
+        name, **(attributes or {})
+    )
     return made
 
 

@@ -39,6 +39,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "starlette": ("ael_store/web/",),
     "uvicorn": ("ael_store/web/",),
     "psutil": (),
+    "pytest": ("ael_store/testing/pytest_plugin.py",),
 }
 """Where a library may be imported, in the package and its migrations; an empty tuple is nowhere."""
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ael_store.cli.arguments import nearest
+from ael_store.cli.arguments import At, nearest
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
 from ael_store.cli.output import (
@@ -43,10 +43,10 @@ def add_to(app: typer.Typer) -> None:
     command(agents, "forget")(forget)
 
 
-def list_agents(call: Call) -> None:
-    """Show every agent that the database knows."""
+def list_agents(call: Call, at: At = None) -> None:
+    """Show every agent that the database knows, or knew."""
     with call.reader() as reader:
-        rows = reader.agents()
+        rows = reader.agents() if at is None else reader.agents_at(reader.moment(at))
     if call.json:
         print_json([_decoded(row) for row in rows])
         return
@@ -77,7 +77,7 @@ def list_agents(call: Call) -> None:
             )
             for row in rows
         ),
-        empty="no agents yet: a loop registers them",
+        empty="no agents yet: a loop registers them" if at is None else "no agent was known then",
     )
 
 

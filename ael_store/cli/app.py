@@ -9,7 +9,23 @@ import typer
 from typer.main import get_command
 
 from ael_store._version import __version__
-from ael_store.cli import agents, db, events, limits, loop, new, run, sql, state, status, tasks
+from ael_store.cli import (
+    agents,
+    db,
+    events,
+    export,
+    fork,
+    limits,
+    loop,
+    new,
+    replay,
+    run,
+    sql,
+    state,
+    status,
+    tasks,
+    why,
+)
 from ael_store.cli.command import new_app, take_global_options
 from ael_store.cli.failure import complain
 
@@ -20,7 +36,7 @@ def make_app() -> typer.Typer:
     """Return all commands."""
     app = new_app(help="ael: a durable agent loop on SQLite.")
     take_global_options(app, [VERSION])
-    for noun in (new, run, status, agents, state, events, tasks, limits, loop, sql, db):
+    for noun in (new, run, status, why, agents, state, events, tasks, export, limits, loop, sql, fork, replay, db):
         noun.add_to(app)
     return app
 

@@ -7,11 +7,19 @@ import shlex
 import sys
 from collections.abc import Iterable
 from difflib import get_close_matches
-from typing import Any, NoReturn
+from typing import Annotated, Any, NoReturn
+
+import typer
 
 from ael_store.errors import InvalidValue
 
-__all__ = ["nearest", "read_json"]
+__all__ = ["At", "nearest", "read_json"]
+
+At = Annotated[
+    str | None,
+    typer.Option("--at", metavar="MOMENT", help="As it was: after this iteration, or at this ISO time."),
+]
+"""The option of commands that can look at a past moment."""
 
 
 def read_json(text: str, what: str) -> Any:

@@ -79,12 +79,12 @@ class Call:
         return database_path(address)
 
     @contextmanager
-    def reader(self) -> Iterator[Reader]:
-        """Open the database for reading; it must exist and have this program's schema."""
+    def reader(self, path: Path | None = None) -> Iterator[Reader]:
+        """Open the database, or another one, for reading; it must exist and have this program's schema."""
         from ael_store.store.reader import Reader
 
-        self.check_revision()
-        reader = Reader(self.path)
+        self.check_revision(path)
+        reader = Reader(self.path if path is None else path)
         try:
             yield reader
         finally:
@@ -98,18 +98,20 @@ class Call:
         shared = self.loaded.settings.allow_shared_folder
         return change(self.path, command, arguments, self.limits, allow_shared_folder=shared)
 
-    def check_revision(self) -> None:
+    def check_revision(self, path: Path | None = None) -> None:
         """Raise SchemaTooOld, SchemaTooNew, NotADatabase or DatabaseNotUsable unless the schema is this program's."""
         from ael_store.store.revision import HEAD, alembic_config, current_revision, known_revisions, refuse_newer
 
-        self.check_exists()
-        revision = current_revision(self.path)
+        if path is None:
+            self.check_exists()
+            path = self.path
+        revision = current_revision(path)
         if revision == HEAD:
             return
         if revision is None:
-            raise NotADatabase(f"{self.path} is empty: `ael run` or `ael db upgrade` makes it a database")
-        refuse_newer(self.path, revision, known_revisions(alembic_config()))
-        raise SchemaTooOld(f"{self.path} is at revision {revision}, this program needs {HEAD}: run `ael db upgrade`")
+            raise NotADatabase(f"{path} is empty: `ael run` or `ael db upgrade` makes it a database")
+        refuse_newer(path, revision, known_revisions(alembic_config()))
+        raise SchemaTooOld(f"{path} is at revision {revision}, this program needs {HEAD}: run `ael db upgrade`")
 
     def check_exists(self) -> None:
         """Raise DatabaseNotUsable where there is no file of that name; names one that may be meant."""

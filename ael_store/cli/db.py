@@ -10,7 +10,7 @@ import typer
 from ael_store.cli.agents import confirm
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
-from ael_store.cli.output import colored, note, print_json, progress, say, size
+from ael_store.cli.output import Column, colored, note, number, print_json, print_table, progress, say, size
 from ael_store.errors import UsageError
 from ael_store.telemetry import printable
 
@@ -35,6 +35,8 @@ def add_to(app: typer.Typer) -> None:
     command(db, "backup")(backup)
     command(db, "restore")(restore)
     command(db, "recover")(recover)
+    command(db, "prune")(prune)
+    command(db, "size")(show_size)
 
 
 def upgrade(
@@ -308,3 +310,99 @@ def _target(call: Call, before: str | None, revision: str) -> str:
     if before is None:
         raise UsageError(f"{call.path} is empty: there is nothing to downgrade")
     return known[place_of(known, known.index(before), revision)]
+
+
+def prune(
+    call: Call,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Remove the history that the settings do not keep."""
+    from ael_store.store.lock import LOOP, current_holder
+
+    if dry_run:
+        _show_plan(call)
+        return
+    holder = current_holder(call.path) if call.path.exists() else None
+    if holder is not None and holder.what == LOOP:
+        call.change("db.prune")
+        if call.json:
+            print_json({"removed": None, "running": True})
+        else:
+            say("the loop removes it between its iterations; its log says how much")
+        return
+    import asyncio
+
+    from ael_store.runtime.prune_alone import prune_alone
+
+    call.check_revision()
+    removed = asyncio.run(prune_alone(call.path, call.loaded.settings, progress()))
+    if call.json:
+        print_json({"removed": removed, "running": False})
+    else:
+        say(f"removed {removed} rows; free pages are used again" if removed else "there is nothing to remove")
+
+
+def _show_plan(call: Call) -> None:
+    from ael_store.clock import SystemClock, iso
+    from ael_store.runtime.pruner import prune_limits
+
+    settings = call.loaded.settings
+    limits = prune_limits(
+        settings.history_days,
+        settings.event_days,
+        settings.history_rows,
+        settings.history_bytes,
+        SystemClock().now_us(),
+    )
+    with call.reader() as reader:
+        plan = reader.whole_prune(limits)
+    if call.json:
+        print_json(plan)
+        return
+    if not plan["rows"]:
+        say("there is nothing to remove")
+        return
+    began = "" if plan["started_us"] is None else f", {iso(plan['started_us'])}"
+    say(f"history would begin after iteration {plan['iteration']}{began}")
+    columns = (Column("table"), Column("rows", right=True))
+    print_table(columns, ((name, number(rows)) for name, rows in plan["tables"].items()))
+    say(f"about {plan['rows']} rows and {size(plan['bytes'])}, without what is needed for the present")
+
+
+def show_size(call: Call) -> None:
+    """Show what takes the room, by table."""
+    from ael_store.store.size import measure
+
+    call.check_revision()
+    report = measure(call.path)
+    if call.json:
+        print_json(
+            {
+                "file_bytes": report.file_bytes,
+                "used_bytes": report.used_bytes,
+                "free_bytes": report.free_bytes,
+                "tables": [
+                    {"name": table.name, "rows": table.rows, "bytes": table.bytes, "index_bytes": table.index_bytes}
+                    for table in report.tables
+                ],
+            }
+        )
+        return
+    columns = (
+        Column("table"),
+        Column("rows", right=True),
+        Column("size", right=True),
+        Column("indexes", right=True),
+    )
+    cells = (
+        (
+            table.name,
+            number(table.rows),
+            "" if table.bytes is None else size(table.bytes),
+            "" if table.index_bytes is None else size(table.index_bytes),
+        )
+        for table in report.tables
+        if table.rows
+    )
+    print_table(columns, cells, empty="every table is empty")
+    note(f"{size(report.file_bytes)} in the file, {size(report.free_bytes)} of them in free pages")

@@ -14,6 +14,7 @@ from ael_store.cli.arguments import read_json
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
 from ael_store.cli.dead_letters import dead, redeliver
+from ael_store.cli.export import export_events
 from ael_store.cli.output import (
     Column,
     colored,
@@ -59,6 +60,7 @@ def add_to(app: typer.Typer) -> None:
     command(events, "redact")(redact)
     command(events, "dead")(dead)
     command(events, "redeliver")(redeliver)
+    command(events, "export")(export_events)
 
 
 def list_events(

@@ -90,12 +90,12 @@ def raise_limit(
     given = {"concurrency": concurrency, "per_minute": per_minute, "per_day": per_day, "usd_per_day": usd_per_day}
     bounds = {bound: value for bound, value in given.items() if value is not None}
     if bool(bounds) == reset:
-        raise UsageError("say what it is to be (--per-minute N, --usd-per-day USD …), or --reset")
+        raise UsageError("say what it is to be (--per-minute N, --usd-per-day USD …), or else --reset")
     done: dict[str, Any] = call.change("limits.raise", name=name, bounds=bounds, reset=reset)
     if call.json:
         print_json(done)
         return
-    said = ", ".join(f"{bound} {value}" for bound, value in done.items() if bound != "name" and value is not None)
+    said = ", ".join(f"{bound} {value:g}" for bound, value in done.items() if bound != "name" and value is not None)
     say(f"limit {printable(name)}: {said or 'no bounds'} (committed)")
 
 

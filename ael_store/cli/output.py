@@ -7,6 +7,8 @@ and what a terminal would act on is escaped.
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 import sys
@@ -25,6 +27,7 @@ __all__ = [
     "Column",
     "ReaderGone",
     "colored",
+    "csv_line",
     "decoded",
     "flush",
     "json_cell",
@@ -160,6 +163,16 @@ def decoded(row: Mapping[str, Any], *columns: str) -> dict[str, Any]:
     return {
         name: orjson.loads(value) if name in columns and value is not None else value for name, value in row.items()
     }
+
+
+# -- CSV --------------------------------------------------------------------------------------------
+
+
+def csv_line(cells: Iterable[Any]) -> str:
+    """Return a line of CSV with its end, `\\n`; None is an empty cell."""
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\r\n").writerow(cells)  # it quotes only the ends of lines that it knows
+    return f"{line.getvalue()[:-2]}\n"
 
 
 # -- cells ------------------------------------------------------------------------------------------

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterator
+from itertools import chain, islice
 from typing import Annotated, Any
 
 import typer
@@ -15,11 +15,25 @@ import typer
 from ael_store.cli.call import Call
 from ael_store.cli.command import command
 from ael_store.cli.failure import complain
-from ael_store.cli.output import Column, on_terminal, print_json_rows, print_table, write
+from ael_store.cli.output import (
+    GAP,
+    PAGE,
+    Column,
+    colored,
+    csv_line,
+    note,
+    on_terminal,
+    print_json_rows,
+    print_table,
+    write,
+)
 from ael_store.errors import AelError, UsageError
 from ael_store.telemetry import printable
 
 __all__ = ["add_to"]
+
+WIDE = 27
+"""Characters that a column of a table gets on a terminal, if it has so many: a time is not cut."""
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,7 +43,9 @@ def add_to(app: typer.Typer) -> None:
 
 def sql(
     call: Call,
-    statement: Annotated[str, typer.Argument(metavar="SELECT", help="One statement; - reads it from stdin.")],
+    statement: Annotated[
+        str | None, typer.Argument(metavar="[SELECT]", help="One statement; - reads it from stdin.")
+    ] = None,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV.")] = False,
     timeout: Annotated[
         float, typer.Option("--timeout", metavar="SECONDS", help="How long SQLite may work on it.")
@@ -38,6 +54,9 @@ def sql(
     """Answer one SQL statement that only reads."""
     from ael_store.store.query import query
 
+    if statement is None:
+        _introduce()
+        raise typer.Exit(2)
     if as_csv and call.json:
         raise UsageError("--csv and --json exclude each other")
     if not (math.isfinite(timeout) and timeout > 0):
@@ -50,12 +69,29 @@ def sql(
         keys = _unique(names)
         print_json_rows({key: _value(cell) for key, cell in zip(keys, row, strict=True)} for row in rows)
     elif as_csv:
-        _print_csv(names)
-        for row in rows:
-            _print_csv([_text(cell) for cell in row])
+        for line in chain([names], ([_text(cell) for cell in row] for row in rows)):
+            write(csv_line([printable(cell) for cell in line] if on_terminal() else line))
+    elif on_terminal():
+        _print_for_people(names, rows)
     else:
-        columns = [Column(name) for name in names]
-        print_table(columns, ([_text(cell) for cell in row] for row in rows))
+        print_table([Column(name) for name in names], ([_text(cell) for cell in row] for row in rows))
+
+
+def _introduce() -> None:
+    """Say what there is to ask, on stderr as the help for other wrong usage."""
+    from ael_store.schema.sqlite_views import ABOUT
+
+    width = max(map(len, ABOUT))
+    note("These views keep their names and columns from version to version:")
+    note("")
+    for view, about in ABOUT.items():
+        note(f"  {view:{width}}  {about}")
+    note("")
+    note("Ask like this:")
+    note("")
+    note('  ael sql "SELECT * FROM v_events ORDER BY id DESC LIMIT 10"')
+    note("  ael sql \"SELECT key, value FROM v_state WHERE agent = 'NAME'\" --json")
+    note("  ael sql \"SELECT name FROM pragma_table_info('v_state')\"")
 
 
 def _end(error: AelError) -> None:
@@ -64,11 +100,29 @@ def _end(error: AelError) -> None:
     os._exit(error.exit_code)
 
 
-def _print_csv(cells: list[str]) -> None:
-    """Print a line as programs read it: exactly, except that a terminal gets no control characters."""
-    line = io.StringIO()
-    csv.writer(line, lineterminator="\n").writerow([printable(cell) for cell in cells] if on_terminal() else cells)
-    write(line.getvalue())
+def _print_for_people(names: list[str], rows: Iterator[Any]) -> None:
+    """Print a table where it fits the terminal, wide cells cut; else each row as lines of name and value, whole."""
+    first = list(islice(rows, PAGE))
+    columns, least = [], GAP * (len(names) - 1)
+    for place, name in enumerate(names):
+        cells = [row[place] for row in first if row[place] is not None]
+        width = max((len(_text(cell)) for cell in cells), default=0)
+        numbers = bool(cells) and all(isinstance(cell, int | float) for cell in cells)
+        columns.append(Column(name, right=numbers, shrinks=width > WIDE and len(names) > 1))
+        least += max(len(name), min(width, WIDE))
+    rows = chain(first, rows)
+    if len(names) > 1 and least > shutil.get_terminal_size().columns:
+        _print_records(names, rows)
+    else:
+        print_table(columns, ([_text(cell) for cell in row] for row in rows))
+
+
+def _print_records(names: list[str], rows: Iterator[Any]) -> None:
+    width = max(map(len, names))
+    for number, row in enumerate(rows):
+        write("\n" if number else "")
+        for name, cell in zip(names, row, strict=True):
+            write(f"{colored(printable(name).ljust(width), 'bold')}  {printable(_text(cell))}\n")
 
 
 def _unique(names: list[str]) -> list[str]:

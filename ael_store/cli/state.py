@@ -7,16 +7,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ael_store.cli.agents import confirm
-from ael_store.cli.arguments import nearest, read_json
+from ael_store.cli.arguments import At, nearest, read_json
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
+from ael_store.cli.diff import diff
+from ael_store.cli.export import export_state
+from ael_store.cli.import_state import import_state
 from ael_store.cli.output import Column, decoded, json_cell, number, pretty, print_json, print_table, say, when
+from ael_store.cli.undo import undo
 from ael_store.errors import AelError
 from ael_store.model.event import REDACTED
 from ael_store.model.values import check_key, decode, encode
 from ael_store.telemetry import printable, printable_json
 
 if TYPE_CHECKING:
+    from ael_store.store.moment import Moment
     from ael_store.store.reader import Reader
 
 __all__ = ["add_to"]
@@ -36,16 +41,21 @@ def add_to(app: typer.Typer) -> None:
     command(state, "set", values=True)(set_key)
     command(state, "delete")(delete)
     command(state, "history")(history)
+    command(state, "diff")(diff)
+    command(state, "undo")(undo)
     command(state, "redact")(redact)
+    command(state, "export")(export_state)
+    command(state, "import")(import_state)
 
 
 def list_keys(
     call: Call,
     prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so.")] = "",
+    at: At = None,
 ) -> None:
     """Show keys and values."""
     with call.reader() as reader:
-        rows = reader.state(prefix)
+        rows = reader.state(prefix) if at is None else reader.state_at(reader.moment(at), prefix)
     if call.json:
         print_json({row["key"]: decode(row["value"]) for row in rows})
         return
@@ -68,17 +78,18 @@ def list_keys(
             )
             for row in rows
         ),
-        empty=f"no key begins with {prefix!r}" if prefix else "the state is empty",
+        empty=f"no key begins with {prefix!r}" if prefix else f"the state {'is' if at is None else 'was'} empty",
     )
 
 
-def get(call: Call, key: Key) -> None:
+def get(call: Call, key: Key, at: At = None) -> None:
     """Print a value: a text as it is, anything else as JSON."""
     check_key(key)
     with call.reader() as reader:
-        text = reader.value(key)
+        moment = None if at is None else reader.moment(at)
+        text = reader.value(key) if moment is None else reader.value_at(moment, key)
         if text is None:
-            raise _missing(reader, key)
+            raise _missing(reader, key, moment)
     value = decode(text)
     if call.json:
         print_json(value)
@@ -124,17 +135,20 @@ def history(
     call: Call,
     key: Key,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Most changes to show.")] = 100,
+    at: At = None,
 ) -> None:
     """Show the changes of a key, newest first."""
     check_key(key)
     with call.reader() as reader:
-        rows = reader.history(key, limit)
+        moment = None if at is None else reader.moment(at)
+        rows = reader.history(key, limit, moment)
         if not rows:
-            raise _missing(reader, key)
+            raise _missing(reader, key, moment)
     if call.json:
         print_json([decoded(row, "old_value", "new_value") for row in rows])
         return
     columns = (
+        Column("id", right=True),
         Column("changed_at"),
         Column("iteration", right=True),
         Column("agent"),
@@ -146,6 +160,7 @@ def history(
         columns,
         (
             (
+                number(row["id"]),
                 when(row["changed_at"]),
                 number(row["iteration"]),
                 row["agent"],
@@ -194,11 +209,15 @@ def _short(text: str) -> str:
     return printable_json(text if len(text) <= 200 else f"{text[:200]}…")
 
 
-def _missing(reader: Reader, key: str) -> AelError:
+def _missing(reader: Reader, key: str, moment: Moment | None = None) -> AelError:
     from ael_store.runtime.context import VIRTUAL_KEYS
 
     if key in VIRTUAL_KEYS:
         return KeyNotFound(f"{key!r} is answered by a running loop to its agents only: see `ael status`")
+    if moment is not None:
+        names = [row["key"] for row in reader.state_at(moment)]
+        hint = nearest(key, names) or ("" if names else "; the state was empty")
+        return KeyNotFound(f"there was no key {key!r} after iteration {moment.iteration} in {reader.path}{hint}")
     names = [row["key"] for row in reader.rows("SELECT key FROM v_state")]
     hint = nearest(key, names) or ("" if names else "; the state is empty")
     return KeyNotFound(f"there is no key {key!r} in the state of {reader.path}{hint}")

@@ -39,6 +39,7 @@ FACTS = (
     "tasks",
     "problems",
     "database",
+    "forked",
     "revision",
     "size_bytes",
     "wal_bytes",
@@ -149,6 +150,7 @@ def _show(facts: dict[str, Any], run: dict[str, Any] | None) -> None:
         ("events", f"{facts['pending']} pending, " + (colored(dead, "red") if facts["dead_letters"] else dead)),
         ("tasks", ", ".join(f"{count} {word}" for word, count in sorted(facts["tasks"].items()))),
         ("database", f"{database}, revision {facts['revision']}"),
+        ("forked", _parent(facts["forked"])),
     ):
         if text:
             say(f"{title:<11}{text}")
@@ -172,6 +174,10 @@ def _loop(facts: dict[str, Any], run: dict[str, Any] | None) -> str:
         return f"not running; {colored('the last run crashed', 'red')} at about {_time(moment)} (pid {run['pid']})"
     paused = "; it will start paused" if facts["paused"] else ""
     return f"not running; the last run {word} at {_time(run['ended_at'])}{paused}"
+
+
+def _parent(forked: dict[str, Any] | None) -> str:
+    return "" if forked is None else f"from {printable(forked['from'])} at iteration {forked['iteration']}"
 
 
 def _agents(counts: dict[str, int]) -> str:

@@ -10,6 +10,7 @@ import typer
 from ael_store.cli.arguments import read_json
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
+from ael_store.cli.export import export_tasks
 from ael_store.cli.output import (
     Column,
     colored,
@@ -45,6 +46,7 @@ def add_to(app: typer.Typer) -> None:
     command(tasks, "retry")(retry)
     command(tasks, "cancel")(cancel)
     command(tasks, "release")(release)
+    command(tasks, "export")(export_tasks)
 
 
 def list_tasks(

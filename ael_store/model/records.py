@@ -7,7 +7,7 @@ a test compares them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ael_store.model.event import EventRecord
 from ael_store.model.state import Cell, Change
@@ -396,6 +396,10 @@ class Commit:
     """Tasks that have changed, those in `new_tasks` not among them."""
     attempts: dict[int, AttemptRecord] = field(default_factory=dict)
     limits: dict[str, LimitRecord] = field(default_factory=dict)
+    prune: Any = None
+    """A `PruneStep` of `store/prune.py`: a batch of history to remove."""
+    shrink_pages: int = 0
+    """Free pages to give back to the file system."""
     pruned_tasks: list[int] = field(default_factory=list)
     """Tasks to remove, with their attempts."""
     known_keys: dict[int, int] = field(default_factory=dict)
@@ -427,6 +431,8 @@ class Commit:
             or self.attempts
             or self.limits
             or self.pruned_tasks
+            or self.prune
+            or self.shrink_pages
         )
 
 

@@ -12,7 +12,6 @@ import sys
 import types
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -64,6 +63,8 @@ class _Reader:
             if key in known:
                 arguments[key] = self.read(value, hints.get(key, Any), f"{path}{key}")
                 continue
+            from difflib import get_close_matches
+
             near = get_close_matches(key, known, 1) if isinstance(key, str) else []
             self.problems.append(f"unknown key {path}{key}" + (f" (did you mean {near[0]!r}?)" if near else ""))
         for key, part in known.items():

@@ -71,7 +71,7 @@ class Attempt(Task):
     @property
     def cost_usd(self) -> float:
         """What this attempt, and those before it, said they cost."""
-        return super().cost_usd + float(self._cost or 0)
+        return float(Decimal(self._record.cost_usd or 0) + (self._cost or 0))
 
     def progress(self, fraction: float | None, note: str = "") -> None:
         """Say how far it is, 0 to 1, and what it is doing; `ael tasks` shows it at once. Not stored."""
@@ -127,10 +127,14 @@ class Running:
     call: Callable[[], Any] = field(default=lambda: None)
     still_runs: bool = False
     """Its code runs in a thread, or in a coroutine that was left alone."""
+    is_settled: bool = False
+    """Its end was taken up."""
+    is_free: bool = False
+    """It takes no room of its limit any more."""
 
 
 class Attempts:
-    """The attempts that run. `ended` gets each when it has ended, `freed` each whose code ends after that."""
+    """The attempts that run. `ended` gets each when it has ended, `freed` those whose code ended only after that."""
 
     def __init__(
         self,
@@ -267,13 +271,12 @@ class Attempts:
             running.timer.cancel()
         if running in self.left_alone:  # it was given up, and ends now
             self.left_alone.discard(running)
+            running.still_runs = False
             self._freed(running)
             return
         running.ending = ending
         self.running.pop(running.task.id, None)
         self._ended(running)
-        if not running.still_runs:
-            self._freed(running)
 
     # -- one that should end --
 

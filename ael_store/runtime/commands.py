@@ -17,7 +17,7 @@ from ael_store.model.event import REDACTED, Emission, Event
 from ael_store.model.records import AgentTotals, DeadLetterRecord, Redaction, TaskRecord
 from ael_store.model.state import State
 from ael_store.model.unit import Unit
-from ael_store.model.values import Limits, check_key, encode
+from ael_store.model.values import Limits, check_key, encode, same
 from ael_store.runtime.context import VIRTUAL_KEYS
 from ael_store.runtime.delivery import Deliveries
 from ael_store.runtime.journal import Journal
@@ -27,6 +27,7 @@ from ael_store.runtime.tasks import TaskBoard
 
 if TYPE_CHECKING:
     from ael_store.runtime.scheduler import Scheduler
+    from ael_store.store.undo_plan import UndoPlan
 
 __all__ = ["COMMANDS", "PAUSED", "PAUSED_BECAUSE", "PAUSED_SINCE", "Desk", "carry_out"]
 
@@ -61,6 +62,10 @@ class Desk:
     """Looks open dead letters up: `Reader.dead_letter_records`."""
     find_task: Callable[[int], TaskRecord | None] = lambda _: None
     """Looks a task up: `Reader.task_record`."""
+    find_undo: Callable[..., UndoPlan] | None = None
+    """Looks up what was there before some changes: `Reader.undo_plan`."""
+    prune: Callable[[], None] | None = None
+    """Has a running loop look at once for what history to remove."""
     paused: bool = False
     steps: int = 0
     """Iterations to run while paused."""
@@ -100,10 +105,18 @@ def carry_out(desk: Desk, request: Request) -> Any:
                 raise UsageError(f"command {request.name}: {error}") from None
             raise
     except Exception as error:
-        desk.journal.command(now_us, actor, request.name, request.arguments, f"{type(error).__name__}: {error}"[:500])
+        desk.journal.command(now_us, actor, request.name, _audited(request), f"{type(error).__name__}: {error}"[:500])
         raise
-    desk.journal.command(now_us, actor, request.name, request.arguments, None)
+    desk.journal.command(now_us, actor, request.name, _audited(request), None)
     return result
+
+
+def _audited(request: Request) -> dict[str, Any]:
+    """Return what the audit keeps of the arguments: not the values of an import, which the history has anyway."""
+    values = request.arguments.get("values")
+    if request.name == "state.import" and isinstance(values, dict):
+        return {**request.arguments, "values": f"({len(values)} keys)"}
+    return request.arguments
 
 
 def _key(desk: Desk, key: str) -> str:
@@ -144,6 +157,33 @@ def _redact_event(desk: Desk, id: int) -> int:
     desk.deliveries.redact(id, REDACTED)
     desk.journal.commit.redactions.append(Redaction(None, id))
     return id
+
+
+def _import(desk: Desk, values: dict[str, Any], replace: bool = False) -> dict[str, int]:
+    if not isinstance(values, dict):
+        raise UsageError(f"values is {builtins.type(values).__name__}, wanted is an object of keys and values")
+    texts = {_key(desk, key): encode(value, f"state key {key!r}", desk.limits) for key, value in values.items()}
+    unit = desk.unit()
+    counts = {"added": 0, "changed": 0, "unchanged": 0, "removed": 0}
+    for key, text in texts.items():
+        before = unit.read(key)
+        if before is not None and same(before, text):
+            counts["unchanged"] += 1
+        else:
+            counts["added" if before is None else "changed"] += 1
+            unit.write(key, text)
+    if replace:
+        for key in [key for key, _ in unit.items() if key not in texts]:
+            counts["removed"] += 1
+            unit.write(key, None)
+    desk.apply(unit)
+    return counts
+
+
+def _undo(desk: Desk, **scope: Any) -> dict[str, Any]:
+    from ael_store.runtime.undo import undo  # seldom needed
+
+    return undo(desk, **scope)
 
 
 def _emit(
@@ -305,10 +345,19 @@ def _step(desk: Desk, iterations: int = 1) -> int:
     return desk.journal.iteration + desk.steps
 
 
+def _prune(desk: Desk) -> bool:
+    if desk.prune is None:
+        raise LoopNotRunning("no loop runs on this database: `ael db prune` removes history itself then")
+    desk.prune()
+    return True
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "state.set": _set,
     "state.delete": _delete,
     "state.redact": _redact_key,
+    "state.undo": _undo,
+    "state.import": _import,
     "events.emit": _emit,
     "events.redact": _redact_event,
     "events.redeliver": _redeliver,
@@ -320,6 +369,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "loop.pause": _pause,
     "loop.resume": _resume,
     "loop.step": _step,
+    "db.prune": _prune,
 }
 
 

@@ -2,8 +2,9 @@
 
 A line of JSON in, a line of JSON out: `{"command": "state.set", "arguments": {…}}` is answered, once the change is
 committed, by `{"ok": true, "result": …}` or `{"ok": false, "error": …, "type": …}`. The socket has mode 0600 and
-stands beside the database; who asks is taken from the kernel, not from the request. Two need no commit and are
-answered at once: `loop.health`, so that whoever gets no answer knows that the loop hangs, and `tasks.progress`.
+stands beside the database; who asks is taken from the kernel, not from the request. Three need no commit and are
+answered at once: `loop.health`, so that whoever gets no answer knows that the loop hangs, `tasks.progress`, and
+`agents.now`.
 """
 
 from __future__ import annotations
@@ -24,16 +25,18 @@ from typing import TYPE_CHECKING, Any
 import orjson
 
 from ael_store import errors
-from ael_store.errors import AelError, LoopNotRunning, OwnedElsewhere
+from ael_store.errors import AelError, LoopNotRunning, OwnedElsewhere, UsageError
 from ael_store.store.lock import Holder, current_holder
 
 if TYPE_CHECKING:
+    from ael_store.model.values import Limits
     from ael_store.runtime.host import Host
 
-__all__ = ["HEALTH", "PROGRESS", "ControlServer", "actor", "ask", "refuse_if_it_answers"]
+__all__ = ["AGENT_NOW", "HEALTH", "PROGRESS", "ControlServer", "actor", "ask", "longest_line", "refuse_if_it_answers"]
 
 HEALTH = "loop.health"
 PROGRESS = "tasks.progress"
+AGENT_NOW = "agents.now"
 
 LONGEST_PATH = 100
 FRAME_S = 30.0
@@ -68,7 +71,8 @@ class ControlServer:
             path.unlink(missing_ok=True)
             before = os.umask(0o177)
             try:
-                self._server = await asyncio.start_unix_server(self._serve, str(path), limit=self._longest_line())
+                longest = longest_line(self.host.outside.limits)
+                self._server = await asyncio.start_unix_server(self._serve, str(path), limit=longest)
             finally:
                 os.umask(before)
         except OSError as error:
@@ -78,11 +82,6 @@ class ControlServer:
         with contextlib.suppress(OSError):
             self._inode = path.lstat().st_ino
         return str(path)
-
-    def _longest_line(self) -> int:
-        """Return how much one line may hold: the largest value, each byte of it escaped, and the rest."""
-        limits = self.host.outside.limits
-        return 6 * max(limits.value_bytes, 2 * limits.event_bytes) + 6 * limits.key_bytes + 65_536
 
     async def stop(self) -> None:
         """Close the socket; a command that waits gets its answer first."""
@@ -132,11 +131,18 @@ class ControlServer:
             return {"ok": True, "result": self.host.health()}
         if name == PROGRESS:
             return {"ok": True, "result": self.host.progress()}
+        if name == AGENT_NOW:
+            return {"ok": True, "result": self.host.agent_now(str(arguments.get("name")))}
         try:
             result = await asyncio.wrap_future(self.host.request(name, arguments, who))
         except Exception as error:
             return {"ok": False, "type": type(error).__name__, "error": str(error)}
         return {"ok": True, "result": result}
+
+
+def longest_line(limits: Limits) -> int:
+    """Return how much one command may hold: the largest value, each byte of it escaped, and the rest."""
+    return 6 * max(limits.value_bytes, 2 * limits.event_bytes) + 6 * limits.key_bytes + 65_536
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:
@@ -183,16 +189,30 @@ def actor() -> str:
     return _user(os.getuid(), os.getpid())
 
 
-def ask(path: str, command: str, arguments: dict[str, Any], patience_s: float = ANSWER_TIMEOUT_S) -> Any:
+def ask(
+    path: str,
+    command: str,
+    arguments: dict[str, Any],
+    patience_s: float = ANSWER_TIMEOUT_S,
+    *,
+    longest: int | None = None,
+) -> Any:
     """Have a running loop carry out a command; returns its result once that is committed.
 
-    Raises the error that the loop refused it with, or LoopNotRunning where nobody answers.
+    Raises the error that the loop refused it with, UsageError where it has more than `longest` bytes, or
+    LoopNotRunning where nobody answers.
     """
+    request = orjson.dumps({"command": command, "arguments": arguments}) + b"\n"
+    if longest is not None and len(request) > longest:
+        raise UsageError(
+            f"{command} has {len(request) / 1e6:.1f} MB, and a running loop takes {longest / 1e6:.1f} MB at once: "
+            "stop the loop, do the same again, and start it"
+        )
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         connection.settimeout(patience_s)
         try:
             connection.connect(path)
-            connection.sendall(orjson.dumps({"command": command, "arguments": arguments}) + b"\n")
+            connection.sendall(request)
             with connection.makefile("rb") as file:
                 line = file.readline()
         except OSError as error:

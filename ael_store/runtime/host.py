@@ -141,6 +141,13 @@ class Host:
         run = self.run
         return {} if run is None else run.tasks.progress()
 
+    def agent_now(self, name: str) -> dict[str, Any] | None:
+        """Return what the loop knows right now of an agent; None while no run is there."""
+        from ael_store.runtime.why import agent_now
+
+        run = self.run
+        return None if run is None else agent_now(run, name)
+
     def event_count(self) -> int:
         run = self.run
         return 0 if run is None else run.journal.event_id

@@ -27,7 +27,6 @@ from ael_store.runtime.journal import SOURCE, failure_of, loop_event
 from ael_store.runtime.marks import mark_hour
 from ael_store.runtime.measure import IterationSummary
 from ael_store.runtime.outside import Request
-from ael_store.runtime.pruner import prune
 from ael_store.runtime.tick import Job
 
 if TYPE_CHECKING:
@@ -105,7 +104,6 @@ async def run_iteration(run: Run, due: Due) -> None:
         await deliver(run, due, tally)
         if not due.draining:
             run.tasks.reserve(run.clock.now_us())
-            await prune(run)
     mark_hour(run)
     ran_s = run.clock.monotonic() - due.began
     journal.commit.iterations.append(

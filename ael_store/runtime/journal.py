@@ -7,7 +7,9 @@ numbers, and its tick row is laid down, all in memory and in one go. `take` hand
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
 from typing import Any
 
 import orjson
@@ -39,6 +41,9 @@ SOURCE = "ael_controller"
 """Source of the events that the loop itself emits."""
 
 ERROR_BYTES = 8192
+
+RUNTIME = os.path.dirname(__file__)
+"""Where the frames come from that say nothing about an error of an agent."""
 
 CHAIN_ENDS_US = 1_000_000
 """A delay of so much ends the count of hops: what comes once a second is a timer and no storm."""
@@ -297,8 +302,16 @@ def failure_of(error: BaseException) -> Failure:
         message = str(error)
     except BaseException:  # whatever it raises: this is an agent's code
         message = "(its message can't be read)"
-    frames = "".join(traceback.format_exception(error))
+    frames = "".join(traceback.format_exception(kind, error, _from_their_code(error.__traceback__)))
     return Failure(name, _clean(message), _clean(frames))
+
+
+def _from_their_code(trace: TracebackType | None) -> TracebackType | None:
+    """Return a traceback without the frames of this package that it begins with."""
+    inner = trace
+    while inner is not None and inner.tb_frame.f_code.co_filename.startswith(RUNTIME):
+        inner = inner.tb_next
+    return inner or trace
 
 
 def _clean(text: str) -> str:

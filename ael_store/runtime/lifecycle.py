@@ -265,6 +265,7 @@ class Lifecycle:
             "tick_rate": run.settings.tick_rate,
             "strategy": run.scheduler.strategy,
             "agent_count": len(run.roster.slots),
+            "max_agents": run.settings.max_agents,
         }
         recovered: dict[str, object] = {
             "run": run.journal.run_id - 1,
@@ -315,6 +316,8 @@ class Lifecycle:
             if due is not None:
                 self._watch_lock(due.began)
                 await run_iteration(run, due)
+                if due.going and run.pruner.starved():
+                    await run.pruner.step()
                 if self._iterations_left is not None and due.going:
                     self._iterations_left -= 1
                     if self._iterations_left <= 0:
@@ -322,6 +325,9 @@ class Lifecycle:
                 await asyncio.sleep(0)
             elif self._idle_over():
                 await run.commit("iteration")
+            elif run.pruner.due(run.clock.now_us()) and not run.desk.paused:
+                await run.pruner.step()
+                await asyncio.sleep(0)
             else:
                 await self._wait(self._next_due())
 
@@ -396,6 +402,7 @@ class Lifecycle:
             ):
                 if moment_us is not None:
                     times.append(mono + max(0.0, (moment_us - now_us) / 1e6))
+            times.append(mono + max(0.0, (run.pruner.next_us - now_us) / 1e6))
         waiting = run.journal.waiting_since()
         if waiting is not None:
             times.append(mono + max(0.0, run.settings.idle_commit - (now_us - waiting.started_us) / 1e6))

@@ -67,6 +67,8 @@ class Limit:
         self._largest = Decimal(use.largest_usd)
         self._failing: set[int] = set()
         self._probing = False
+        self._open = 0
+        """Attempts whose end was not taken up; those that were given up are not among them."""
 
     @property
     def name(self) -> str:
@@ -108,6 +110,11 @@ class Limit:
 
     # -- before an attempt --
 
+    def is_probing(self, now_us: int) -> bool:
+        """True where its tasks have failed, its pause is over, and one attempt may say whether it is back."""
+        held_us = self.record.held_until_us
+        return self.record.opened > 0 and held_us is not None and held_us <= now_us and not self._open
+
     def estimate(self, max_usd: Decimal | None) -> Decimal:
         """Return what an attempt is expected to cost at most."""
         return self._largest if max_usd is None else max_usd
@@ -119,7 +126,7 @@ class Limit:
         if record.held_until_us is not None:
             if now_us < record.held_until_us:
                 return Block(record.held_because or "held", record.held_until_us)
-            if record.opened and (self._probing or self.running):
+            if record.opened and (self._probing or self._open):
                 return Block(f"one attempt at a time, to see whether it is back: {record.held_because}", None)
         if record.concurrency is not None and self.running >= record.concurrency:
             return Block(f"{record.concurrency} at once", None)
@@ -144,6 +151,7 @@ class Limit:
         """An attempt begins: it is counted from now on."""
         self._turn_day(now_us)
         self.running += 1
+        self._open += 1
         self._forget_starts(now_us)
         self._starts.append(now_us)
         self._starts_today += 1
@@ -153,8 +161,10 @@ class Limit:
     def withdraw(self, estimate: Decimal) -> None:
         """The attempt that began last does not take place: its task was there already."""
         self.running -= 1
+        self._open -= 1
         self.reserved -= estimate
         self._starts_today -= 1
+        self._probing = False
         if self._starts:
             self._starts.pop()
 
@@ -162,6 +172,7 @@ class Limit:
 
     def end(self, estimate: Decimal, cost: Decimal | None) -> None:
         """An attempt has ended; None for a cost that nobody will know."""
+        self._open -= 1
         self.reserved -= estimate
         self._spent += estimate if cost is None else cost
         self._largest = max(self._largest, cost or Decimal(0))
@@ -252,4 +263,5 @@ class Limit:
     def _turn_day(self, now_us: int) -> None:
         day = now_us // DAY_US
         if day > self._day:  # a clock that is set back does not give a day twice
-            self._day, self._starts_today, self._spent = day, 0, Decimal(0)
+            self._day, self._starts_today = day, 0
+            self._spent = self._largest = Decimal(0)

@@ -29,6 +29,7 @@ from ael_store.runtime.journal import Journal
 from ael_store.runtime.marks import HOUR_US
 from ael_store.runtime.measure import IterationSummary, Meter
 from ael_store.runtime.outside import Outside
+from ael_store.runtime.pruner import Pruner
 from ael_store.runtime.roster import Roster
 from ael_store.runtime.schedules import Schedules
 from ael_store.runtime.tasks import TaskBoard
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from ael_store.runtime.manager import AgentManager
     from ael_store.runtime.scheduler import Scheduler
     from ael_store.settings import Settings
+    from ael_store.store.prune import Pruning
     from ael_store.store.store import Store
 
 __all__ = ["Parts", "Run"]
@@ -80,6 +82,15 @@ class Parts:
         self.clock = clock
 
 
+def _pruning(text: str) -> Pruning | None:
+    """Return the removal of history that was under way when the database was last written."""
+    if text == "null":
+        return None
+    from ael_store.store.prune import Pruning
+
+    return Pruning.from_json(text)
+
+
 class Run:
     """Everything that lives as long as a run. Belongs to one task; `wake` may be called from any thread."""
 
@@ -114,8 +125,6 @@ class Run:
         self.hour_us = self.started_us // HOUR_US * HOUR_US
         """When the hour began whose end is marked next."""
         self.marked: dict[int, tuple[int, ...]] = resumed.marks
-        self.prune_us = 0
-        """When it is looked next for what is older than the settings keep."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
 
@@ -128,6 +137,7 @@ class Run:
         self.workbench = Workbench(self.state, self.clock, self.settings.slow_after, self._finished_late)
         self.workbench.threads.freed = self._thread_freed
         self.tasks = TaskBoard(self.journal, self.settings, self.roster, self.clock, resumed, limits, wake=self.wake)
+        self.pruner = Pruner(self, None if (text := resumed.positions.get("pruning")) is None else _pruning(text))
         self.desk = Desk(
             self.state,
             self.journal,
@@ -140,6 +150,8 @@ class Run:
             scheduler=self.scheduler,
             find_dead_letters=self.store.reader.dead_letter_records,
             find_task=self.store.reader.task_record,
+            find_undo=self.store.reader.undo_plan,
+            prune=self.pruner.look_now,
             paused=resumed.positions.get(PAUSED) == "true",
         )
 

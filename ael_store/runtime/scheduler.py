@@ -22,7 +22,7 @@ import orjson
 from ael_store.errors import InvalidSetting
 from ael_store.runtime.agent import AgentBase
 
-__all__ = ["STRATEGIES", "Scheduler", "Strategy", "check_strategy"]
+__all__ = ["PERIODS", "STRATEGIES", "Scheduler", "Strategy", "check_strategy", "is_turn"]
 
 Strategy = Literal["priority", "round_robin", "load_aware"]
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -68,8 +68,7 @@ class Scheduler:
             return False
         if self.strategy != "priority":
             return True
-        period = PERIODS[agent.priority]
-        return period == 1 or (iteration + _phase(agent.name)) % period == 0
+        return is_turn(agent.name, agent.priority, iteration)
 
     def select_agents(
         self, agents: Sequence[AgentBase], max_agents: int | None = None, *, iteration: int | None = None
@@ -191,6 +190,12 @@ class Scheduler:
         self._waiting = {str(name): int(since) for name, since in value.get("waiting", {}).items()}
         self._served = [str(name) for name in value.get("served", [])]
         self._virtual = {str(name): float(time) for name, time in value.get("virtual", {}).items()}
+
+
+def is_turn(name: str, priority: int, clock: int) -> bool:
+    """True where `priority` has an agent due in this iteration of the clock."""
+    period = PERIODS[priority]
+    return period == 1 or (clock + _phase(name)) % period == 0
 
 
 _PHASES: dict[str, int] = {}

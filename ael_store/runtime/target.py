@@ -18,7 +18,6 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -95,6 +94,8 @@ def _import_file(path: Path, place: str) -> ModuleType:
     if path.is_dir():
         raise AgentNotLoadable(f"{place} is a folder; name a .py file in it")
     if not path.exists():
+        from difflib import get_close_matches
+
         near = get_close_matches(path.name, [file.name for file in path.parent.glob("*.py")], 1)
         hint = f"; did you mean {near[0]}?" if near else ""
         raise AgentNotLoadable(f"there is no file {place} (looked at {path}){hint}")
@@ -166,6 +167,8 @@ def _find(module: ModuleType, attribute: str, place: str) -> Any:
     for part in attribute.split("."):
         if not hasattr(found, part):
             names = [name for name in dir(found) if not name.startswith("_")]
+            from difflib import get_close_matches
+
             near = get_close_matches(part, names, 3) or [cls.__name__ for cls in _classes_in(module)]
             hint = f"; there are: {', '.join(near)}" if near else ""
             raise AgentNotLoadable(f"{place} has no attribute {attribute!r}{hint}")

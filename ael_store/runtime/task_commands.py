@@ -14,7 +14,7 @@ from ael_store.model.duration import due_us
 from ael_store.model.records import TaskRecord
 from ael_store.model.task import Submission, Task, check_task_text, new_record
 from ael_store.model.values import encode
-from ael_store.runtime.limits import BOUNDS
+from ael_store.runtime.limits import BOUNDS, Limit
 from ael_store.runtime.task_function import find_function, reference_of
 from ael_store.settings import TaskLimit
 
@@ -164,22 +164,37 @@ def _answer(desk: Desk, id: int, choice: str, by: str | None = None) -> dict[str
 
 
 def _raise(desk: Desk, name: str, bounds: dict[str, Any] | None = None, reset: bool = False) -> dict[str, Any]:
-    limit = desk.tasks.limit(check_task_text(name, "the name of a limit"))
     if reset == bool(bounds):
-        raise UsageError("say what the limit is to be, or that it is to be as its settings say")
-    known = dict(orjson.loads(limit.record.raised))
+        raise UsageError("say what the limit is to be, or else that it is to be as its settings say")
+    wanted = {}
     for bound, value in (bounds or {}).items():
         if bound not in BOUNDS:
             raise UsageError(f"a limit has no bound {bound!r}; there are {', '.join(BOUNDS)}")
-        known[bound] = getattr(TaskLimit(**{bound: value}), bound)
+        wanted[bound] = getattr(TaskLimit(**{bound: value}), bound)
+    limit = _known_limit(desk, name)
+    known = {**orjson.loads(limit.record.raised), **wanted}
     limit.record.raised = orjson.dumps({} if reset else known).decode()
     limit.take_bounds()
     desk.journal.commit.limits[name] = limit.record
-    return {"name": name, **{bound: getattr(limit.record, bound) for bound in BOUNDS}}
+    usd = limit.record.usd_per_day
+    return {
+        "name": name,
+        **{bound: getattr(limit.record, bound) for bound in BOUNDS},
+        "usd_per_day": None if usd is None else float(usd),
+    }
+
+
+def _known_limit(desk: Desk, name: str) -> Limit:
+    """Return a limit that the settings, the database or a task names; raises UsageError."""
+    names = desk.tasks.limit_names()
+    if name not in names and name not in desk.tasks.limits:
+        known = ", ".join(sorted({*names, *desk.tasks.limits})) or "none"
+        raise UsageError(f"there is no limit {name!r}; known are {known}, and a table [limits.{name}] makes it one")
+    return desk.tasks.limit(name)
 
 
 def _release_limit(desk: Desk, name: str) -> bool:
-    limit = desk.tasks.limit(check_task_text(name, "the name of a limit"))
+    limit = _known_limit(desk, name)
     changed = limit.release()
     desk.journal.commit.limits[name] = limit.record
     return changed

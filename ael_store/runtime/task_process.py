@@ -10,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import multiprocessing
+import os
 import signal
 import sys
+import threading
 import traceback
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -172,6 +174,7 @@ def _serve(pipe: Connection) -> None:
     from ael_store.runtime.task_function import import_function
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the loop, which ends this process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     while True:
         try:
             message = orjson.loads(pipe.recv_bytes())
@@ -195,6 +198,14 @@ def _serve(pipe: Connection) -> None:
             pipe.send_bytes(raw)
         except OSError:
             return
+
+
+def _end_with_parent() -> None:
+    """A loop that was killed starts its tasks again: this one must not go on beside them."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os._exit(1)
 
 
 def _failure(error: BaseException) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from decimal import Decimal
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -56,6 +57,9 @@ LONGEST_BACKOFF_S = 300
 FIRST_RETRY_S = 1.0
 """How long a result waits after a failed `on_task`; twice as long each time."""
 
+REPORTS_ALL = ("done", "failed", "postponed")
+"""Outcomes of attempts that came to their end, and so have said what they cost."""
+
 ERROR_LENGTH = 500
 NO_USE = LimitUse((), 0, "0", "0")
 
@@ -90,8 +94,9 @@ class TaskBoard:
         self.limits: dict[str, Limit] = {}
         self._known_limits = resumed.limits
         self._keys: dict[str, int] = {}
-        self._lanes: dict[str, list[tuple[int, int]]] = {}
-        """Tasks that may start, by limit, those without one under "": heaps of (-priority, number)."""
+        self._lanes: dict[str, list[tuple[int, int, int]]] = {}
+        """Tasks that may start, by limit, those without one under "": heaps of (-priority, place, number)."""
+        self._places = count()
         self._later: list[tuple[int, int]] = []
         """Tasks whose time is to come, and questions: a heap of (instant, number)."""
         self._waiting_for_agent: dict[int, list[int]] = {}
@@ -180,7 +185,12 @@ class TaskBoard:
             if task.next_us is not None and (task.next_us > now_us or task.kind == "question"):
                 heapq.heappush(self._later, (task.next_us, task.id))
             elif task.kind == "function":
-                heapq.heappush(self._lanes.setdefault(task.limit_name or "", []), (-task.priority, task.id))
+                self._line_up(task)
+
+    def _line_up(self, task: TaskRecord) -> None:
+        """Put a task behind those of its limit and priority: one that failed lets the others go first."""
+        lane = self._lanes.setdefault(task.limit_name or "", [])
+        heapq.heappush(lane, (-task.priority, next(self._places), task.id))
 
     def changed(self, task: TaskRecord) -> None:
         """Have a task written with the next commit."""
@@ -270,15 +280,25 @@ class TaskBoard:
             return
         blocks: dict[str, Block] = {}
         room = self.settings.tasks_at_once - len(self.running) - len(self._to_start)
+        if room <= 0:
+            return
         while room > 0:
             lanes = [lane for lane in list(self._lanes) if lane not in blocks and self._head(lane, now_us) is not None]
             if not lanes:
                 break
             lane = min(lanes, key=lambda name: self._lanes[name][0])
-            task = self.live[self._lanes[lane][0][1]]
+            task = self.live[self._lanes[lane][0][2]]
             function = self._function_of(task)
             if function is None:
                 heapq.heappop(self._lanes[lane])
+                continue
+            if (
+                not lane and function.policy.limit is not None
+            ):  # it was submitted by name, where nobody knew the function
+                task.limit_name = function.policy.limit
+                self.changed(task)
+                heapq.heappop(self._lanes[lane])
+                self.place(task, now_us)
                 continue
             limit = self.limit(lane) if lane else None
             estimate = Decimal(0)
@@ -303,18 +323,29 @@ class TaskBoard:
     def _head(self, lane: str, now_us: int) -> TaskRecord | None:
         """Return the task of a lane whose turn is next; lanes that have none are dropped."""
         heap = self._lanes[lane]
+        if lane in self.limits and self.limits[lane].is_probing(now_us):
+            self._let_fresh_first(heap, now_us)
         while heap:
-            task = self.live.get(heap[0][1])
+            task = self.live.get(heap[0][2])
             if task is None or task.status != "waiting" or (task.next_us or 0) > now_us:
                 heapq.heappop(heap)  # cancelled, held or put off since
                 continue
             slot = self._slot_of(task)
             if task.agent_id and (slot is None or slot.away() is not None):
-                self._waiting_for_agent.setdefault(task.agent_id, []).append(heapq.heappop(heap)[1])
+                self._waiting_for_agent.setdefault(task.agent_id, []).append(heapq.heappop(heap)[2])
                 continue
             return task
         del self._lanes[lane]
         return None
+
+    def _let_fresh_first(self, heap: list[tuple[int, int, int]], now_us: int) -> None:
+        """Whether a provider is back is for a task to say that has not failed yet: others may fail for ever."""
+        for place, (priority, _, number) in enumerate(heap):
+            task = self.live.get(number)
+            if task is not None and task.attempts == 0 and task.status == "waiting" and (task.next_us or 0) <= now_us:
+                heap[place] = (min(priority, heap[0][0]), -next(self._places), number)
+                heapq.heapify(heap)
+                return
 
     def _slot_of(self, task: TaskRecord) -> AgentSlot | None:
         return self.roster.slot_of(task.agent_id)
@@ -371,9 +402,10 @@ class TaskBoard:
     def committed(self, known_keys: dict[int, int]) -> None:
         """The commit is durable: what it reserved starts, and results that it holds can be taken up."""
         for number, known in known_keys.items():
-            task = self.live[number]
-            self.forget(task)
-            self._told_known(task, known)
+            task = self.live.get(number)
+            if task is not None:
+                self.forget(task)
+                self._told_known(task, known)
         self._answers.clear()
         starting, self._to_start = self._to_start, []
         for running in starting:
@@ -422,9 +454,15 @@ class TaskBoard:
         self._wake_loop()
 
     def _when_freed(self, running: Running) -> None:
-        if running.record.limit_name is not None:
-            self.limits[running.record.limit_name].free()
+        self._free(running)
         self._wake_loop()
+
+    def _free(self, running: Running) -> None:
+        """Give its room in the limit back, once its end is taken up and its code does not run any more."""
+        if running.is_settled and not running.still_runs and not running.is_free:
+            running.is_free = True
+            if running.record.limit_name is not None:
+                self.limits[running.record.limit_name].free()
 
     def _wake_loop(self) -> None:
         if self.wake is not None:
@@ -442,7 +480,7 @@ class TaskBoard:
     def _settle(self, running: Running, ending: Ending, now_us: int) -> None:
         task, attempt, failure = running.task, running.record, ending.failure
         cost = running.handle._cost
-        if cost is None and ending.outcome in ("done", "failed", "postponed"):
+        if cost is None and ending.outcome in REPORTS_ALL:
             cost = Decimal(0)
         attempt.outcome, attempt.ended_us = ending.outcome, now_us
         attempt.cost_usd = None if cost is None else f"{cost:f}"
@@ -452,7 +490,9 @@ class TaskBoard:
         self.journal.commit.attempts[attempt.id] = attempt
         if cost:
             task.cost_usd = f"{Decimal(task.cost_usd or 0) + cost:f}"
+        running.is_settled = True
         counts = self._judge(running, ending, cost, now_us)
+        self._free(running)
         if ending.outcome != "interrupted":
             task.interruptions = 0
         if ending.outcome == "done":
@@ -472,6 +512,8 @@ class TaskBoard:
         if name is None:
             return True
         limit = self.limits[name]
+        if ending.outcome not in REPORTS_ALL:  # what it has not said itself may have been spent all the same
+            cost = max(cost or Decimal(0), running.reserved)
         limit.end(running.reserved, cost)
         before = (limit.record.opened, limit.record.held_until_us)
         good = {"done": True, "failed": False if not ending.is_final else None, "timeout": False}.get(ending.outcome)
@@ -490,8 +532,13 @@ class TaskBoard:
             log.warning("task %d (%s) has failed: %s", task.id, task.name, ending.failure)
             self.finish(task, "failed", now_us)
             return
-        pause_s = 0.0
-        if counts:
+        pause_s = policy.backoff
+        if (
+            not counts and task.limit_name is not None
+        ):  # the limit waits; then another task is to say whether it is back
+            held_us = self.limits[task.limit_name].record.held_until_us or now_us
+            pause_s += max(0, held_us - now_us) / 1e6
+        elif counts:
             longest_s = min(LONGEST_BACKOFF_S, policy.backoff * 2 ** (task.failures - 1))
             pause_s = longest_s * (0.5 + self._random.random() / 2)
         log.info("task %d (%s) failed, next attempt in %.1f s: %s", task.id, task.name, pause_s, ending.failure)
@@ -510,7 +557,7 @@ class TaskBoard:
             if task.kind == "question":
                 self._time_is_over(task, now_us)
             else:
-                heapq.heappush(self._lanes.setdefault(task.limit_name or "", []), (-task.priority, number))
+                self._line_up(task)
         for agent_id, numbers in list(self._waiting_for_agent.items()):
             slot = self.roster.slot_of(agent_id)
             if slot is not None and slot.away() is None:

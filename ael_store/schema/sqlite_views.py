@@ -8,7 +8,7 @@ views of its time; this is the newest.
 
 from __future__ import annotations
 
-__all__ = ["VIEWS"]
+__all__ = ["ABOUT", "VIEWS"]
 
 YEAR_1_S = 62_135_596_800
 """Seconds from the year 1 to 1970."""
@@ -32,6 +32,9 @@ def _milliseconds(column: str) -> str:
 
 
 NOW = "(CAST(strftime('%s', 'now') AS INTEGER) * 1000000)"
+
+NOW_US = "CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER)"
+"""The same to the millisecond."""
 
 KIND = (
     "CASE t.kind WHEN 0 THEN 'tick' WHEN 1 THEN 'event' WHEN 2 THEN 'start' WHEN 3 THEN 'error' "
@@ -153,10 +156,12 @@ VIEWS: dict[str, str] = {
                (SELECT count(*) FROM tasks q
                 WHERE q.applied_us IS NULL AND q.status = 'waiting' AND q.limit_name = l.name) AS waiting,
                (SELECT count(*) FROM task_attempts x
-                WHERE x.limit_name = l.name AND x.started_us > {NOW} - 60000000) AS started_last_minute,
+                WHERE x.limit_name = l.name AND x.started_us > {NOW_US} - 60000000) AS started_last_minute,
                (SELECT count(*) FROM task_attempts x
                 WHERE x.limit_name = l.name AND x.started_us >= {NOW} / 86400000000 * 86400000000) AS started_today,
-               (SELECT coalesce(sum(CAST(coalesce(x.cost_usd, x.reserved_usd) AS REAL)), 0.0) FROM task_attempts x
+               (SELECT coalesce(sum(CASE WHEN x.outcome IN ('done', 'failed', 'postponed') THEN CAST(x.cost_usd AS REAL)
+                    ELSE max(coalesce(CAST(x.cost_usd AS REAL), 0.0), coalesce(CAST(x.reserved_usd AS REAL), 0.0))
+                    END), 0.0) FROM task_attempts x
                 WHERE x.limit_name = l.name AND x.started_us >= {NOW} / 86400000000 * 86400000000) AS usd_today
         FROM limits l""",
     "v_agent_hours": f"""
@@ -275,3 +280,21 @@ VIEWS: dict[str, str] = {
         GROUP BY q.name""",
 }
 VIEWS = {name: text.strip() for name, text in VIEWS.items()}
+
+ABOUT = {
+    "v_state": "The current value of each key.",
+    "v_state_history": "Every change of the state.",
+    "v_events": "Every event.",
+    "v_agents": "Every agent that this database has known.",
+    "v_ticks": "One row for each unit of work that changed, emitted or consumed something, failed, or was slow.",
+    "v_iterations": "One row for each iteration.",
+    "v_runs": "One row for each life of a process that owned the loop.",
+    "v_pending": "Deliveries that wait: one row for each subscriber and event, also of subscribers that are away.",
+    "v_dead_letters": "Deliveries that were given up, and not made up for since; `ael events redeliver` does that.",
+    "v_problems": "What a person should look at now; empty when all is well.",
+    "v_tasks": "Durable tasks, and questions to people.",
+    "v_limits": "What tasks may use of something, and what they have used.",
+    "v_agent_hours": "What each agent did in each hour, also of hours whose history was removed.",
+    "v_causes": "What caused each change, event and task: the unit that made it, and what that unit was handling.",
+}
+"""What each view holds, as its page in `docs/reference/views.md` begins."""

@@ -386,7 +386,7 @@ commands = _table(
     Column("at_us", Int, nullable=False, comment="when it was carried out"),
     Column("actor", Text, nullable=False, comment="who: user name, uid and pid"),
     Column("name", Text, nullable=False, comment="what: `state.set`, `agents.disable`, …"),
-    Column("arguments", Text, nullable=False, comment="with what, as JSON text"),
+    Column("arguments", Text, nullable=False, comment="with what, as JSON text; of an import how many keys"),
     Column("error", Text, comment="why it was refused; NULL where it was done"),
     comment="Who changed what from outside.",
 )

@@ -27,11 +27,13 @@ __all__ = [
     "BESIDE",
     "BackupReport",
     "back_up",
+    "check_target",
     "copy_database",
     "make_backup",
     "need_space",
     "require_space",
     "size_of",
+    "taken",
     "verified_copy",
 ]
 
@@ -85,7 +87,7 @@ def make_backup(path: Path, out: Path, tell: Tell, *, force: bool = False, prove
     path, out = path.resolve(), out.absolute()
     target = out / path.name if out.is_dir() else out
     if not out.is_dir():
-        _check_target(path, target, force)
+        check_target(path, target, force)
     if not target.parent.is_dir():
         raise DatabaseNotUsable(f"{target} can't be created: there is no folder {target.parent}; create it first")
     if current_revision(path) is None:
@@ -101,10 +103,10 @@ def make_backup(path: Path, out: Path, tell: Tell, *, force: bool = False, prove
         if out.is_dir():
             target = _name_in_folder(temporary, target, report.revision)
         elif force:
-            _check_target(path, target, force)
+            check_target(path, target, force)
             replace(temporary, target)
         elif not publish(temporary, target):
-            raise _taken(target)
+            raise taken(target)
     finally:
         discard(temporary)
     tell(f"backup {target} is made and verified")
@@ -123,7 +125,7 @@ def _name_in_folder(temporary: Path, like: Path, revision: str) -> Path:
     return target
 
 
-def _check_target(path: Path, target: Path, force: bool) -> None:
+def check_target(path: Path, target: Path, force: bool) -> None:
     """Refuse a name that belongs to something else."""
     if target in (path, *(path.with_name(path.name + end) for end in (*BESIDE, ".lock"))):
         raise UsageError(f"{target} belongs to the database itself: name another file")
@@ -136,14 +138,15 @@ def _check_target(path: Path, target: Path, force: bool) -> None:
     if not os.path.lexists(target):
         return
     if not force:
-        raise _taken(target)
+        raise taken(target)
     if target.exists() and (target.samefile(path) or not target.is_file()):
-        raise UsageError(f"{target} can't be replaced by a backup: name another file")
+        raise UsageError(f"{target} can't be replaced: name another file")
     if (holder := current_holder(target)) is not None:
         raise OwnedElsewhere(f"{target} is owned by {holder}: name another file")
 
 
-def _taken(target: Path) -> UsageError:
+def taken(target: Path) -> UsageError:
+    """Return the refusal of a name that exists."""
     return UsageError(f"{target} exists; name another file or a folder, or replace it with --force")
 
 

@@ -8,6 +8,7 @@ is made of: a moment before it is refused.
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
@@ -18,12 +19,25 @@ from ael_store.clock import iso, to_us
 from ael_store.errors import HistoryGone, UsageError
 from ael_store.schema.tables import metadata
 
-__all__ = ["HORIZON", "Horizon", "Moment", "horizon_of", "moment_at", "read_moment"]
+__all__ = [
+    "HORIZON",
+    "REMOVED_TASKS",
+    "Horizon",
+    "Moment",
+    "horizon_of",
+    "moment_at",
+    "read_moment",
+    "refuse_gone",
+    "started_by",
+]
 
 T = metadata.tables
 
 HORIZON = "horizon"
 """Name of the row in `positions` that says up to where history was removed."""
+
+REMOVED_TASKS = "tasks_removed"
+"""Name of the row in `positions` that says which numbers of tasks and attempts were given out before the last went."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +94,22 @@ def read_moment(text: str) -> int | datetime:
         ) from None
 
 
-def moment_at(connection: Connection, at: int | str | datetime) -> Moment:
+def moment_at(connection: Connection, at: int | str | datetime | None) -> Moment:
     """Return the moment of an iteration, or of the last iteration that had started by a time (naive is UTC).
 
-    Raises HistoryGone before the beginning of the history, UsageError for what has not been yet.
+    None stands for the newest. Where the wall clock was set back a time may have been twice, and one of these is
+    meant. Raises HistoryGone before the beginning of the history, UsageError for what has not been yet.
     """
     if isinstance(at, str):
         at = read_moment(at)
     i = T["iterations"]
     last = connection.execute(select(func.max(i.c.id))).scalar() or 0
     horizon = horizon_of(connection)
-    if isinstance(at, datetime):
-        number = _started_by(connection, to_us(at), horizon.iteration, last)
+    if at is None:
+        number = last
+    elif isinstance(at, datetime):
+        _refuse_future(connection, at, last)
+        number = started_by(connection, to_us(at), horizon.iteration, last)
         if horizon.iteration and number <= horizon.iteration and (horizon.started_us or 0) > to_us(at):
             raise _gone(horizon, f"{at.isoformat()} is before that")
     elif type(at) is not int or at < 0:
@@ -105,6 +123,20 @@ def moment_at(connection: Connection, at: int | str | datetime) -> Moment:
     return _moment_of(connection, number, last)
 
 
+def refuse_gone(connection: Connection, moment: Moment) -> None:
+    """Raise HistoryGone where the beginning of the history has moved past a moment that was known before."""
+    horizon = horizon_of(connection)
+    if moment.iteration < horizon.iteration:
+        raise _gone(horizon, f"iteration {moment.iteration} is before that")
+
+
+def _refuse_future(connection: Connection, at: datetime, last: int) -> None:
+    i = T["iterations"]
+    newest_us = connection.execute(select(i.c.started_us).where(i.c.id == last)).scalar() or 0
+    if to_us(at) > max(newest_us, time.time_ns() // 1000):  # the clock of the loop may be ahead, or virtual
+        raise UsageError(f"{at.isoformat()} is still to come")
+
+
 def _gone(horizon: Horizon, why: str) -> HistoryGone:
     began = "" if horizon.started_us is None else f", {iso(horizon.started_us)}"
     return HistoryGone(
@@ -113,7 +145,7 @@ def _gone(horizon: Horizon, why: str) -> HistoryGone:
     )
 
 
-def _started_by(connection: Connection, moment_us: int, low: int, high: int) -> int:
+def started_by(connection: Connection, moment_us: int, low: int, high: int) -> int:
     """Return the last iteration that began at an instant or before it; numbers grow with time, so by halving."""
     i = T["iterations"]
     while low < high:

@@ -10,21 +10,24 @@ import gc
 import json
 import re
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, select, text
 from sqlalchemy.exc import DBAPIError
 
+from ael_store.clock import iso
 from ael_store.errors import AgentNotFound
 from ael_store.model.event import EventRecord, glob_of
 from ael_store.model.records import (
     AgentRecord,
     AgentStats,
+    AgentTotals,
     AttemptRecord,
     CopyRecord,
     DeadLetterRecord,
@@ -40,9 +43,13 @@ from ael_store.model.records import (
 from ael_store.model.state import Cell
 from ael_store.schema.tables import metadata
 from ael_store.store.foreign_code import refuse_foreign_views
-from ael_store.store.moment import Horizon, Moment, horizon_of, moment_at
+from ael_store.store.moment import REMOVED_TASKS, Horizon, Moment, horizon_of, moment_at, refuse_gone
 from ael_store.store.revision import HEAD
 from ael_store.store.sqlite import read_engine, translate
+
+if TYPE_CHECKING:
+    from ael_store.store.prune import PruneLimits, Pruning
+    from ael_store.store.undo_plan import UndoPlan
 
 __all__ = ["Reader"]
 
@@ -148,7 +155,7 @@ class Reader:
             facts: dict[str, str] = {row[0]: row[1] for row in connection.execute(select(T["meta"]))}
 
             def newest(table: str) -> int:
-                return max(connection.execute(select(func.max(T[table].c.id))).scalar() or 0, given.get(table, 0))
+                return max(connection.execute(select(func.max(T[table].c.id))).scalar() or 0, given[table])
 
             return Resumed(
                 cells=cells,
@@ -162,7 +169,7 @@ class Reader:
                 last_run=runs[0] if runs else None,
                 recent_runs=runs,
                 token=connection.execute(select(T["lease"].c.token)).scalar_one(),
-                iteration=max(0 if last is None else last["id"], given.get("iterations", 0)),
+                iteration=max(0 if last is None else last["id"], given["iterations"]),
                 clock=0 if last is None else last["clock"],
                 last_started_us=None if last is None else last["started_us"],
                 commit_id=max(newest("commits"), 0 if last is None else last["commit_id"]),
@@ -274,33 +281,80 @@ class Reader:
             row = connection.execute(_records("tasks").where(T["tasks"].c.id == task_id)).first()
             return None if row is None else TaskRecord(*row)
 
-    def old_tasks(self, before_us: int, limit: int) -> list[int]:
-        """Return the oldest tasks whose result was taken up before an instant; looks at the first 10,000 only."""
+    def old_tasks(self, before_us: int, settled_us: int | None, limit: int) -> list[int]:
+        """Return the oldest tasks whose result was taken up before an instant.
+
+        However many tasks there are, this looks only at those that were submitted before it, found by their order.
+        For `settled_us` see `PruneLimits`.
+        """
+        from ael_store.store.prune import is_settled
+
         t = T["tasks"]
         with self.connect() as connection:
-            first = connection.execute(select(func.min(t.c.id))).scalar()
-            if first is None:
+            if not is_settled(connection, before_us, settled_us):
                 return []
-            old = select(t.c.id).where(t.c.id < first + 10_000, t.c.applied_us < before_us)
+            low, high = connection.execute(select(func.min(t.c.id), func.max(t.c.id))).one()
+            if low is None:
+                return []
+            while low < high:  # the first task that is submitted at the instant or later
+                middle = (low + high) // 2
+                later = select(t.c.id, t.c.created_us).where(t.c.id > middle).order_by(t.c.id).limit(1)
+                task_id, created_us = connection.execute(later).one()
+                low, high = (low, middle) if created_us >= before_us else (task_id, high)
+            old = select(t.c.id).where(t.c.id <= high, t.c.applied_us < before_us)
             return list(connection.execute(old.order_by(t.c.id).limit(limit)).scalars())
+
+    def plan_prune(self, limits: PruneLimits) -> Pruning | None:
+        """Return what history is to be removed next, None where there is nothing."""
+        from ael_store.store.prune import plan_prune
+
+        with self.connect() as connection:
+            return plan_prune(connection, limits)
+
+    def whole_prune(self, limits: PruneLimits) -> Row:
+        """Return what removing everything that is not kept would take, as far as it can be told before."""
+        from ael_store.store.prune import whole_prune
+
+        with self.connect() as connection:
+            return whole_prune(connection, limits)
+
+    def totals_up_to(self, tick_id: int) -> list[AgentTotals]:
+        """Return what units up to a number count, for each agent."""
+        from ael_store.store.prune import totals_up_to
+
+        with self.connect() as connection:
+            return totals_up_to(connection, tick_id)
+
+    def page_bytes(self) -> tuple[int, int]:
+        """Return how many bytes of the file are in use, and how many are free pages."""
+        with self.connect() as connection:
+            pages, free, size = (
+                int(connection.exec_driver_sql(f"PRAGMA {name}").scalar() or 0)
+                for name in ("page_count", "freelist_count", "page_size")
+            )
+        return (pages - free) * size, free * size
 
     def limit_uses(self, names: Sequence[str], now_us: int) -> dict[str, LimitUse]:
         """Return what attempts have used of limits: those of the last minute, and of the day (UTC)."""
         a = T["task_attempts"]
-        spent = func.coalesce(a.c.cost_usd, a.c.reserved_usd)
         today_us = now_us // 86_400_000_000 * 86_400_000_000
         uses = {}
         with self.connect() as connection:
             for name in names:
                 mine = a.c.limit_name == name
                 starts = select(a.c.started_us).where(mine, a.c.started_us > now_us - 60_000_000)
-                today = select(spent, a.c.cost_usd).where(mine, a.c.started_us >= today_us)
+                today = select(a.c.outcome, a.c.reserved_usd, a.c.cost_usd).where(mine, a.c.started_us >= today_us)
                 rows = connection.execute(today).all()
+                costs = [Decimal(cost or 0) for _, _, cost in rows]
+                spent = [
+                    cost if outcome in ("done", "failed", "postponed") else max(cost, Decimal(reserved or 0))
+                    for (outcome, reserved, _), cost in zip(rows, costs, strict=True)
+                ]
                 uses[name] = LimitUse(
                     tuple(connection.execute(starts.order_by(a.c.started_us)).scalars()),
                     len(rows),
-                    str(sum((Decimal(row[0] or 0) for row in rows), Decimal(0))),
-                    str(max((Decimal(row[1] or 0) for row in rows), default=Decimal(0))),
+                    str(sum(spent, Decimal(0))),
+                    str(max(costs, default=Decimal(0))),
                 )
         return uses
 
@@ -349,8 +403,8 @@ class Reader:
 
     # -- past moments --
 
-    def moment(self, at: int | str | datetime) -> Moment:
-        """Return a past moment by iteration, ISO text or time; raises HistoryGone, or UsageError."""
+    def moment(self, at: int | str | datetime | None) -> Moment:
+        """Return a past moment by iteration, ISO text or time, None for now; raises HistoryGone, or UsageError."""
         with self.connect() as connection:
             return moment_at(connection, at)
 
@@ -365,39 +419,86 @@ class Reader:
         number = select(k.c.id).where(k.c.name == key).scalar_subquery()
         query = select(c.c.value).where(c.c.key_id == number, c.c.id <= moment.change_id)
         with self.connect() as connection:
+            refuse_gone(connection, moment)
             return connection.execute(query.order_by(c.c.id.desc()).limit(1)).scalar()
 
     def state_at(self, moment: Moment, prefix: str = "") -> list[Row]:
         """Return the state at a moment in order of the keys, in the shape of `state`; one seek for each key."""
-        return self.rows(
-            "SELECT k.name AS key, c.value AS value, a.name AS agent, t.iteration AS iteration, h.changed_at AS "
-            "updated_at, c.id AS change_id FROM keys k "
+        query = text(
+            "SELECT k.name, c.value, a.name, t.iteration, t.started_us, c.id FROM keys k "
             "JOIN state_changes c ON c.id = (SELECT id FROM state_changes WHERE key_id = k.id AND id <= :change "
             "ORDER BY id DESC LIMIT 1) "
             "LEFT JOIN ticks t ON t.id = c.tick_id LEFT JOIN agents a ON a.id = t.agent_id "
-            "LEFT JOIN v_state_history h ON h.id = c.id "
-            "WHERE c.value IS NOT NULL AND k.name GLOB :glob ORDER BY k.name",
-            change=moment.change_id,
-            glob=_literal(prefix) + "*",
+            "WHERE c.value IS NOT NULL AND k.name GLOB :glob ORDER BY k.name"
         )
-
-    def changed_keys(self, after: int, until: int) -> list[str]:
-        """Return the keys that changes with `after < id <= until` have touched, in order."""
-        c, k = T["state_changes"], T["keys"]
-        query = select(k.c.name).join_from(c, k, k.c.id == c.c.key_id).where(c.c.id > after, c.c.id <= until).distinct()
         with self.connect() as connection:
-            return list(connection.execute(query.order_by(k.c.name)).scalars())
+            refuse_gone(connection, moment)
+            found = connection.execute(query, {"change": moment.change_id, "glob": _literal(prefix) + "*"})
+            return [
+                {
+                    "key": key,
+                    "value": value,
+                    "agent": agent,
+                    "iteration": iteration,
+                    "updated_at": None if started_us is None else iso(started_us),
+                    "change_id": change_id,
+                }
+                for key, value, agent, iteration, started_us, change_id in found
+            ]
+
+    def differences(self, one: Moment, other: Moment, prefix: str = "") -> list[Row]:
+        """Return `key`, `old` and `new` (JSON text) of the keys that were changed between two moments, in order.
+
+        Costs what was changed between them, whatever the size of the state; values may be equal.
+        """
+        value = "(SELECT value FROM state_changes WHERE key_id = k.id AND id <= :{} ORDER BY id DESC LIMIT 1)"
+        query = text(
+            f"SELECT k.name AS key, {value.format('one')} AS old, {value.format('other')} AS new "
+            "FROM (SELECT DISTINCT key_id FROM state_changes WHERE id > :low AND id <= :high) touched "
+            "JOIN keys k ON k.id = touched.key_id WHERE k.name GLOB :glob ORDER BY k.name"
+        )
+        low, high = sorted((one.change_id, other.change_id))
+        parameters = {"one": one.change_id, "other": other.change_id, "low": low, "high": high}
+        with self.connect() as connection:
+            refuse_gone(connection, min(one, other, key=lambda moment: moment.iteration))
+            found = connection.execute(query, {**parameters, "glob": _literal(prefix) + "*"})
+            return [dict(row) for row in found.mappings()]
+
+    def agents_at(self, moment: Moment) -> list[Row]:
+        """Return the agents that were known at a moment, in the shape of `agents`: see `agent_rows.py`."""
+        from ael_store.store.agent_rows import agents_at
+
+        with self.connect() as connection:
+            refuse_gone(connection, moment)
+            return agents_at(connection, moment)
+
+    def undo_plan(self, **scope: Any) -> UndoPlan:
+        """Return what undoing changes would do to the committed state: see `undo_plan.py`."""
+        from ael_store.store.undo_plan import plan_undo
+
+        with self.connect() as connection:
+            return plan_undo(connection, **scope)
 
     # -- what users ask --
 
-    def history(self, key: str | None, limit: int) -> list[Row]:
-        """Return the newest changes of a key (of all keys for None), newest first."""
-        where = "" if key is None else "WHERE key = :key"
-        return self.rows(
+    def history(self, key: str | None, limit: int, until: Moment | None = None) -> list[Row]:
+        """Return the newest changes of a key (of all keys for None), newest first; those up to a moment."""
+        conditions, parameters = [], {"limit": limit}
+        if key is not None:
+            conditions.append("key = :key")
+            parameters["key"] = key  # type: ignore[assignment]
+        if until is not None:
+            conditions.append("id <= :change")
+            parameters["change"] = until.change_id
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+        query = text(
             f"SELECT id, key, operation, old_value, new_value, agent, iteration, changed_at "
-            f"FROM v_state_history {where} ORDER BY id DESC LIMIT :limit",
-            **({"limit": limit} if key is None else {"limit": limit, "key": key}),
+            f"FROM v_state_history {where} ORDER BY id DESC LIMIT :limit"
         )
+        with self.connect() as connection:
+            if until is not None:
+                refuse_gone(connection, until)
+            return [dict(row) for row in connection.execute(query, parameters).mappings()]
 
     def value(self, key: str) -> str | None:
         """Return the JSON text of a key, None where there is none."""
@@ -525,7 +626,7 @@ class Reader:
 
     def task(self, task_id: int) -> Row | None:
         """Return all about one task, its attempts as `attempts_made`; None where there is none."""
-        instant = "strftime('%Y-%m-%dT%H:%M:%SZ', {} / 1000000, 'unixepoch')"
+        instant = "strftime('%Y-%m-%dT%H:%M:%S', {0} / 1000000, 'unixepoch') || printf('.%06dZ', {0} % 1000000)"
         found = self.rows(
             "SELECT v.*, q.held AS held, q.question AS question, q.answered_by AS answered_by, "
             f"{instant.format('q.applied_us')} AS applied_at, q.apply_error AS apply_error "
@@ -544,11 +645,19 @@ class Reader:
 
     def held_tasks(self, task_id: int | None = None) -> list[Row]:
         """Return the tasks that `ael tasks release` would let go on."""
+        with self.connect() as connection:
+            facts: dict[str, str] = {row[0]: row[1] for row in connection.execute(select(T["meta"]))}
+            p = T["positions"]
+            held_us = connection.execute(select(p.c.value).where(p.c.name == "tasks_held_us")).scalar()
+        copy = _copy_of(facts)
+        all_of_them = copy is not None and str(copy.at_us) != held_us  # the next start, or a release, holds them first
         return self.rows(
-            "SELECT q.id AS id, a.name AS agent, q.name AS name, q.held AS held FROM tasks q "
-            "JOIN agents a ON a.id = q.agent_id WHERE q.applied_us IS NULL AND q.status = 'held' "
-            "AND (:id IS NULL OR q.id = :id) ORDER BY q.id",
+            "SELECT q.id AS id, a.name AS agent, q.name AS name, coalesce(q.held, :why) AS held FROM tasks q "
+            "JOIN agents a ON a.id = q.agent_id WHERE q.applied_us IS NULL AND (q.status = 'held' "
+            "OR (:all AND q.status IN ('waiting', 'running'))) AND (:id IS NULL OR q.id = :id) ORDER BY q.id",
             id=task_id,
+            all=all_of_them,
+            why=None if copy is None else f"this database is a copy of {copy.source}",
         )
 
     def limits(self) -> list[Row]:
@@ -589,18 +698,29 @@ class Reader:
                     )
                 },
                 "problems": [dict(row) for row in connection.execute(text("SELECT * FROM v_problems")).mappings()],
+                "forked": _parent(one("SELECT value FROM meta WHERE name = 'forked'")),
             }
 
 
 def _copy_of(facts: dict[str, str]) -> CopyRecord | None:
-    """Return from what this database was restored or recovered last; None where it was not."""
+    """Return from what this database was restored, recovered or forked last; None where it was not."""
     restored, recovered = json.loads(facts.get("restored_us", "null")), json.loads(facts.get("recovered", "null"))
     copies = []
     if restored is not None:
         copies.append(CopyRecord(restored, str(json.loads(facts.get("restored_from", '""')))))
     if recovered is not None:
         copies.append(CopyRecord(recovered["at_us"], str(recovered["from"])))
+    if (forked := json.loads(facts.get("forked", "null"))) is not None:
+        copies.append(CopyRecord(forked["at_us"], str(forked["from"])))
     return max(copies, key=lambda copy: copy.at_us, default=None)
+
+
+def _parent(fact: str | None) -> Row | None:
+    """Return what a fork notes of its parent; None where this is no fork."""
+    if fact is None:
+        return None
+    noted = json.loads(fact)
+    return {name: noted[name] for name in ("from", "instance", "iteration", "moment")} | {"at": iso(noted["at_us"])}
 
 
 def _last_marks(connection: Connection) -> dict[int, tuple[int, ...]]:
@@ -627,11 +747,24 @@ def _open_attempts(connection: Connection) -> list[AttemptRecord]:
     return [AttemptRecord(*row) for row in connection.execute(query)]
 
 
-def _given_out(connection: Connection) -> dict[str, int]:
-    """Return the last numbers of tables whose newest rows `ael db recover` could not save."""
-    meta = T["meta"]
+def _given_out(connection: Connection) -> Counter[str]:
+    """Return the last numbers of tables whose newest rows were removed, or that `ael db recover` could not save."""
+    meta, positions = T["meta"], T["positions"]
+    horizon = horizon_of(connection)
+    given = Counter(
+        iterations=horizon.iteration,
+        commits=horizon.commit_id,
+        ticks=horizon.tick_id,
+        state_changes=horizon.change_id,
+        events=horizon.forgotten_event_id,
+    )
     noted = connection.execute(select(meta.c.value).where(meta.c.name == "recovered")).scalar()
-    return {} if noted is None else dict(json.loads(noted)["last"])
+    if noted is not None:
+        given |= Counter(json.loads(noted)["last"])
+    removed = connection.execute(select(positions.c.value).where(positions.c.name == REMOVED_TASKS)).scalar()
+    if removed is not None:
+        given |= Counter(json.loads(removed))
+    return given
 
 
 def _cells(connection: Connection, query: Select[Any]) -> dict[str, Cell]:

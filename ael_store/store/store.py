@@ -16,6 +16,7 @@ import tempfile
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ael_store.model.records import Commit, Resumed
 from ael_store.store.checkpoint import Checkpointer, empty_log
 from ael_store.store.foreign_code import refuse_foreign_code
 from ael_store.store.lock import DatabaseLock, Holder
+from ael_store.store.past_state import PastState
 from ael_store.store.place import check_place, readable_by_others, refuse_hard_links
 from ael_store.store.reader import Reader
 from ael_store.store.revision import alembic_config, known_revisions, refuse_newer
@@ -102,6 +104,16 @@ class Store:
         if self._reader is None:
             self._reader = Reader(self.path)
         return self._reader
+
+    def at(self, moment: int | str | datetime) -> PastState:
+        """Return the state after an iteration, or as it was at a time (aware, or ISO text); close it when done.
+
+        Works whether or not the store is open. Raises HistoryGone where retention has removed that moment, UsageError
+        where it has not been yet, DatabaseNotUsable where there is no database.
+        """
+        if not self.path.exists():
+            raise DatabaseNotUsable(f"{self.path} does not exist; `ael run` creates it")
+        return PastState(self.path, moment)
 
     async def open(
         self,

@@ -29,6 +29,7 @@ from ael_store.model.records import TickRow
 from ael_store.schema.tables import metadata
 from ael_store.store.advice import advice
 from ael_store.store.digest import GROUPS, Seal, event_content, fold, row_digest, tick_content
+from ael_store.store.moment import Horizon
 from ael_store.store.revision import explain, reading
 from ael_store.store.schema_check import check
 
@@ -49,6 +50,11 @@ GROWING = {"tasks": "applied_us", "task_attempts": "ended_us"}
 REDACTED_IN = {"state_changes": "value", "events": "data"}
 
 TICKS = ", ".join(TickRow._fields)
+EVENTS = (
+    "SELECT e.id, y.name, s.name, e.data, e.metadata, e.timestamp_us, e.tick_id, e.hops, o.name FROM events e "
+    "LEFT JOIN event_types y ON y.id = e.type_id LEFT JOIN event_sources s ON s.id = e.source_id "
+    "LEFT JOIN event_sources o ON o.id = e.target_id"
+)
 ITERATION = "id, run_id, commit_id, clock, started_us, duration_us, ticks, errors, events, missed, tick_id"
 
 UNREADABLE = (sqlite3.DatabaseError, ValueError, TypeError)
@@ -97,7 +103,8 @@ def verify(path: Path, tell: Tell | None = None) -> VerifyReport:
         proof = _Proof(connection, report)
         for step, what in (
             (proof.numbers, "numbers"),
-            (lambda: proof.seals(0, tell), "commits"),
+            (lambda: proof.seals(proof.horizon.commit_id, tell), "commits"),
+            (proof.base, "what is kept from before the horizon"),
             (proof.rows_in_place, "rows that are updated in place"),
             (proof.tasks, "tasks against their attempts"),
             (proof.redactions, "redacted values"),
@@ -124,7 +131,7 @@ def verify_newest(path: Path) -> None:
         with reading(path) as connection:
             connection.execute("BEGIN")
             proof = _Proof(connection, report)
-            proof.seals(proof.before_newest(), lambda line: None)
+            proof.seals(max(proof.before_newest(), proof.horizon.commit_id), lambda line: None)
             proof.rows_in_place(newest=NEWEST_UNITS)
             proof.newest_values(max(0, proof.first_change - 1))
     except sqlite3.DatabaseError as error:
@@ -150,8 +157,12 @@ class _Proof:
         """The first change that `seals` met."""
         self.kept: dict[tuple[str, int], int] = {
             (kind, number): digest
-            for kind, number, digest in connection.execute("SELECT kind, row_id, digest FROM row_digests")
+            for kind, number, digest in connection.execute(
+                "SELECT kind, row_id, digest FROM row_digests WHERE why = 'redacted'"
+            )
         }
+        found = connection.execute("SELECT value FROM positions WHERE name = 'horizon'").fetchone()
+        self.horizon = Horizon() if found is None else Horizon(**json.loads(found[0]))
 
     def rows(self, sql: str, *parameters: object) -> list[Row]:
         return self.connection.execute(sql, parameters).fetchall()
@@ -174,13 +185,21 @@ class _Proof:
     def numbers(self) -> None:
         """No gaps: each table's ids are as many as from its first to its last; known losses do not count."""
         known = self._known_losses()
-        for table in ("iterations", "ticks", "state_changes", "events"):
-            ((first, last, count),) = self.rows(f"SELECT min(id), max(id), count(*) FROM {table}")
+        horizon = self.horizon
+        for table, begin in (
+            ("iterations", horizon.iteration),
+            ("ticks", horizon.tick_id),
+            ("state_changes", horizon.change_id),
+            ("events", horizon.forgotten_event_id),
+        ):
+            ((first, last, count),) = self.rows(f"SELECT min(id), max(id), count(*) FROM {table} WHERE id > ?", begin)
             missing = (last - first + 1 - count if count else 0) - _within(known.get(table, []), first, last)
             if missing > 0:
                 self.report.add(f"table {table}: {missing} rows between {first} and {last} are missing")
         ((first, last, count),) = self.rows(
-            "SELECT min(id), max(id), count(*) FROM (SELECT id FROM commits UNION SELECT commit_id FROM iterations)"
+            "SELECT min(id), max(id), count(*) FROM (SELECT id FROM commits UNION SELECT commit_id FROM iterations) "
+            "WHERE id > ?",
+            horizon.commit_id,
         )
         missing = (last - first + 1 - count if count else 0) - _within(known.get("commits", []), first, last)
         if missing > 0:
@@ -219,6 +238,8 @@ class _Proof:
                 found = content.digests(commit, seal)
                 self.report.rows += sum(map(len, found))
                 for group, digests, sealed in zip(GROUPS, found, seal.digests, strict=True):
+                    if group == "events" and content.first_event(seal) <= self.horizon.forgotten_event_id:
+                        continue  # its events were removed before the rest of it
                     if fold(digests) != sealed:
                         self.report.add(f"{commit}: {content.place(group, seal)} not what was committed")
             tell(f"commits: up to {chunk[-1].id}")
@@ -267,6 +288,34 @@ class _Proof:
             else:
                 high = middle - 1
         return int(low)
+
+    # -- what a prune has kept --
+
+    def base(self) -> None:
+        """Compare what is kept from before the horizon with the digests that were taken when it was kept."""
+        wanted = {
+            "state_changes": (
+                "SELECT c.id, k.name, c.value, c.previous_id, c.tick_id FROM state_changes c "
+                "LEFT JOIN keys k ON k.id = c.key_id WHERE c.id IN ({})"
+            ),
+            "events": f"{EVENTS} WHERE e.id IN ({{}})",
+            "ticks": f"SELECT {TICKS} FROM ticks WHERE id IN ({{}})",
+            "moves": "SELECT id, commit_id, kind, subject, value FROM moves WHERE id IN ({})",
+        }
+        for kind, query in wanted.items():
+            digests: dict[int, int] = dict(
+                self.rows("SELECT row_id, digest FROM row_digests WHERE kind = ? AND why = 'base'", kind)
+            )
+            numbers = list(digests)
+            for start in range(0, len(numbers), CHUNK):
+                piece = numbers[start : start + CHUNK]
+                for row in self.rows(query.format(", ".join("?" * len(piece))), *piece):
+                    self.report.rows += 1
+                    content = {"events": lambda row: event_content(*row), "ticks": tick_content}.get(kind, tuple)(row)
+                    if _digest(content) != digests.pop(row[0]):
+                        self.report.add(f"table {kind}, row {row[0]}, kept from before the horizon: not what it was")
+            for number in digests:
+                self.report.add(f"table {kind}, row {number}, kept from before the horizon: it is gone")
 
     # -- rows that are updated in place --
 
@@ -340,8 +389,14 @@ class _Proof:
             "SELECT c.id, c.key_id, c.value, c.previous_id, t.agent_id FROM state_changes c "
             "LEFT JOIN ticks t ON t.id = c.tick_id ORDER BY c.id"
         )
+        horizon = self.horizon.change_id
+        based: set[int] = set()
+        """Keys whose first change is not there, so that how many there were can't be told."""
         for number, key, value, previous, agent in cursor:
             known = live.get(key)
+            if number <= horizon:
+                previous = None if known is None else known[0]
+                based.add(key)
             if previous != (None if known is None else known[0]):
                 self.report.add(f"change {number}: it does not follow the change of its key before it")
             if value is None:
@@ -357,7 +412,11 @@ class _Proof:
             name = names.get(key, f"number {key}")
             if expected is None:
                 self.report.add(f"state key {name!r}: its history says that it does not exist")
-            elif (change, value, version) != expected[:3] or expected[3] not in (None, agent):
+            elif (
+                (change, value) != expected[:2]
+                or (version < expected[2] if key in based else version != expected[2])
+                or expected[3] not in (None, agent)
+            ):
                 self.report.add(f"state key {name!r}: not what its history says (change {expected[0]})")
         for key in live:
             self.report.add(f"state key {names.get(key, f'number {key}')!r}: its history says that it exists")
@@ -463,10 +522,7 @@ class _Content:
             self.changes.setdefault(row[4], []).append(row)
         self.events: dict[int, list[Row]] = {}
         for row in rows(
-            "SELECT e.id, y.name, s.name, e.data, e.metadata, e.timestamp_us, e.tick_id, e.hops, o.name FROM events e "
-            "LEFT JOIN event_types y ON y.id = e.type_id LEFT JOIN event_sources s ON s.id = e.source_id "
-            "LEFT JOIN event_sources o ON o.id = e.target_id "
-            f"WHERE e.id {between} ORDER BY e.id",
+            f"{EVENTS} WHERE e.id {between} ORDER BY e.id",
             first_event,
             last_event,
         ):
@@ -503,6 +559,12 @@ class _Content:
     def _digest(self, kind: str, row: Row) -> int:
         kept = self.kept.get((kind, row[0])) if self.kept else None
         return _digest(row) if kept is None else kept
+
+    def first_event(self, seal: Seal) -> int:
+        """Return the first event of a commit; a number beyond all where it has none."""
+        begin = seal.tick_id - seal.ticks + 1
+        row = next((self.ticks[number] for number in range(begin, seal.tick_id + 1) if number in self.ticks), None)
+        return 2**62 if row is None else int(row[TickRow._fields.index("event_id")]) + 1
 
     def place(self, group: str, seal: Seal) -> str:
         """Say which rows of a group a commit has."""

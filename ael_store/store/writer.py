@@ -302,7 +302,7 @@ class Writer:
             for statement in self.delete_tasks:
                 many(statement, [(number,) for number in commit.pruned_tasks])
         if commit.marks:
-            many(self.upsert["agent_marks"], [(*mark, row_digest(mark)) for mark in commit.marks])
+            many(self.upsert["agent_marks"], [(*mark, row_digest(tuple(mark))) for mark in commit.marks])
         if commit.patterns:
             many(self.delete_patterns, [(record.id,) for record in commit.patterns])
             many(
@@ -313,7 +313,18 @@ class Writer:
             many(self.upsert["positions"], [(*item, row_digest(item)) for item in commit.positions.items()])
         for redaction in commit.redactions:
             redact(cursor, redaction)
+        if commit.prune is not None:
+            self._prune(cursor, commit.prune)
+        for _ in range(commit.shrink_pages):  # Python takes one step of this statement, which is one page
+            cursor.execute("PRAGMA incremental_vacuum(1)")
         return fresh
+
+    def _prune(self, cursor: Any, step: Any) -> None:
+        from ael_store.store.prune import PRUNING, carry_out  # where nothing is removed it is not needed
+
+        carry_out(cursor, step)
+        position = (PRUNING, "null" if step.next is None else step.next.to_json())
+        cursor.execute(self.upsert["positions"], (*position, row_digest(position)))
 
     def _write_tasks(self, cursor: Any, commit: Commit) -> None:
         """Write tasks, attempts and limits; a new task whose key the table has already is not written."""

@@ -120,10 +120,12 @@ SELECT l.name AS name,
        (SELECT count(*) FROM tasks q
         WHERE q.applied_us IS NULL AND q.status = 'waiting' AND q.limit_name = l.name) AS waiting,
        (SELECT count(*) FROM task_attempts x
-        WHERE x.limit_name = l.name AND x.started_us > (CAST(strftime('%s', 'now') AS INTEGER) * 1000000) - 60000000) AS started_last_minute,
+        WHERE x.limit_name = l.name AND x.started_us > CAST((julianday('now') - 2440587.5) * 86400000000.0 AS INTEGER) - 60000000) AS started_last_minute,
        (SELECT count(*) FROM task_attempts x
         WHERE x.limit_name = l.name AND x.started_us >= (CAST(strftime('%s', 'now') AS INTEGER) * 1000000) / 86400000000 * 86400000000) AS started_today,
-       (SELECT coalesce(sum(CAST(coalesce(x.cost_usd, x.reserved_usd) AS REAL)), 0.0) FROM task_attempts x
+       (SELECT coalesce(sum(CASE WHEN x.outcome IN ('done', 'failed', 'postponed') THEN CAST(x.cost_usd AS REAL)
+            ELSE max(coalesce(CAST(x.cost_usd AS REAL), 0.0), coalesce(CAST(x.reserved_usd AS REAL), 0.0))
+            END), 0.0) FROM task_attempts x
         WHERE x.limit_name = l.name AND x.started_us >= (CAST(strftime('%s', 'now') AS INTEGER) * 1000000) / 86400000000 * 86400000000) AS usd_today
 FROM limits l;
 

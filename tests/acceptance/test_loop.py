@@ -544,7 +544,8 @@ async def test_events_of_the_loop_are_always_emitted(path: Path) -> None:
 
     log = rows(path, "SELECT type, source, data FROM v_events ORDER BY id")
     assert [row[0] for row in log] == ["ael_started", "ael_shutdown"]
-    assert log[0][1:] == ("ael_controller", '{"tick_rate":0.01,"strategy":"round_robin","agent_count":1}')
+    started = '{"tick_rate":0.01,"strategy":"round_robin","agent_count":1,"max_agents":null}'
+    assert log[0][1:] == ("ael_controller", started)
     assert '"total_iterations":2' in log[1][2]
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ael_store.cli import output, sql
+from ael_store.cli import export, output, sql
 from ael_store.cli.output import Column, milliseconds, print_table, size
 from tests.cli.conftest import Ael
 
@@ -20,6 +20,7 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make stdout a terminal of 100 columns."""
     monkeypatch.setattr(output, "on_terminal", lambda: True)
     monkeypatch.setattr(sql, "on_terminal", lambda: True)
+    monkeypatch.setattr(export, "on_terminal", lambda: True)
     monkeypatch.setenv("FORCE_COLOR", "1")  # for rich
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("TERM", "xterm")
@@ -50,6 +51,9 @@ COMMANDS = [
     ["state", "list", "--json"],
     ["events", "list", "--json"],
     ["sql", "SELECT '" + HOSTILE + "' AS a", "--json"],
+    ["sql", "SELECT *, '" + HOSTILE + "' AS a FROM v_agents"],
+    ["state", "export"],
+    ["events", "export", "--format", "csv"],
 ]
 
 

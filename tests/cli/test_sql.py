@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+from ael_store.cli import output, sql
 from tests.cli.conftest import Ael
+from tests.loops import rows
 
 ENDLESS = "WITH RECURSIVE c(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM c) SELECT count(*) FROM c"
 
@@ -32,15 +35,58 @@ def test_columns_of_one_name_are_all_kept(ael: Ael, database: Path) -> None:
 
 
 def test_csv_is_exact(ael: Ael, database: Path) -> None:
-    done = ael("sql", """SELECT 'a,"b"' || char(10) || 'c' AS x, NULL AS y""", "--csv")
+    done = ael("sql", """SELECT 'a,"b"' || char(10) || 'c' AS x, NULL AS y, 'd' || char(13) || 'e' AS z""", "--csv")
 
-    assert list(csv.reader(io.StringIO(done.out))) == [["x", "y"], ['a,"b"\nc', ""]]
+    assert list(csv.reader(io.StringIO(done.out, newline=""))) == [["x", "y", "z"], ['a,"b"\nc', "", "d\re"]]
 
 
 def test_values_without_a_json_form_become_text(ael: Ael, database: Path) -> None:
     done = ael("sql", "SELECT x'00ff' AS a, 9e999 AS b, NULL AS c, 1.5 AS d, CAST(x'ff' AS TEXT) AS e", "--json")
 
     assert done.json == [{"a": "x'00ff'", "b": "inf", "c": None, "d": 1.5, "e": "\ufffd"}]
+
+
+def test_without_a_statement_it_says_what_there_is(ael: Ael, database: Path) -> None:
+    done = ael("sql")
+
+    assert (done.code, done.out) == (2, "")
+    listed = re.findall(r"^  (v_\w+) +\S.*\.$", done.err, re.MULTILINE)
+    assert sorted(listed) == sorted(rows(database, "SELECT name FROM sqlite_schema WHERE type = 'view'"))
+    for statement in re.findall(r'^  ael sql "(.*?)"', done.err, re.MULTILINE):
+        assert ael("sql", statement).code == 0
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make stdout a terminal of 100 columns without colours."""
+    for module in (output, sql):
+        monkeypatch.setattr(module, "on_terminal", lambda: True)
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("NO_COLOR", "1")
+
+
+def test_terminal_gets_numbers_to_the_right_and_long_texts_cut(ael: Ael, database: Path, terminal: None) -> None:
+    long = "x" * 200
+
+    lines = ael(
+        "sql", f"SELECT 7 AS number, 'a' AS text, '{long}' AS long, strftime('%Y-%m-%dT') || '12:00:00.000000Z'"
+    ).out
+
+    header, row = (line.rstrip() for line in lines.splitlines())
+    assert row.startswith("     7  a     xxx")
+    assert "x…  2" in row
+    assert row.endswith("T12:00:00.000000Z")
+    assert len(row) <= 100 and header.startswith("number  text  long")
+    assert long in ael("sql", f"SELECT '{long}' AS long").out.replace("\n", "")
+
+
+def test_rows_too_wide_for_a_terminal_are_shown_line_by_line(ael: Ael, database: Path, terminal: None) -> None:
+    lines = ael("sql", "SELECT * FROM v_agents ORDER BY name").out.splitlines()
+
+    assert lines[0].split() == ["name", "broken"]
+    assert "last_error        ValueError: no sensor" in lines
+    assert lines[12] == ""
+    assert lines[13].split() == ["name", "counter"]
 
 
 def test_statement_is_read_from_stdin(ael: Ael, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,7 +162,10 @@ def test_nothing_else_is(ael: Ael, database: Path, tmp_path: Path, statement: st
     ("statement", "message"),
     [
         ("SELECT * FROM v_agent", "SQL: no such table: v_agent (at character 15); did you mean v_agents?"),
-        ("SELECT * FROM xyz", "no such table: xyz (at character 15); the views are v_agents, v_dead_letters, v_events"),
+        (
+            "SELECT * FROM xyz",
+            "no such table: xyz (at character 15); the views are v_agent_hours, v_agents, v_causes, v_dea",
+        ),
         ("SELECT\n  nam FROM v_agents", "SQL: no such column: nam (line 2, column 3)"),
         ("SELEC 1", 'SQL: near "SELEC": syntax error (at character 1)'),
         ("SELECT (1", "SQL: incomplete input"),

@@ -173,7 +173,7 @@ def test_history_is_newest_first_with_values(ael: Ael, database: Path) -> None:
         "changed_at",
     }
     table = ael("state", "history", "temperature").out.splitlines()
-    assert table[0].split("\t")[2:] == ["agent", "operation", "old_value", "new_value"]
+    assert table[0].split("\t")[3:] == ["agent", "operation", "old_value", "new_value"]
     assert len(table) == 5
 
 

@@ -164,6 +164,8 @@ def describe_modules() -> Iterator[str]:
             yield from describe_name(ael_store, name)
             if name == "Task":
                 yield from describe_name(importlib.import_module("ael_store.runtime.attempt"), "Attempt")
+            if name == "Store":
+                yield from describe_name(importlib.import_module("ael_store.store.past_state"), "PastState")
             if name == "connect":
                 for client in ("Client", "AsyncClient"):
                     yield from describe_name(importlib.import_module("ael_store.client"), client)

@@ -8,7 +8,7 @@ What a block is, its language says:
   command is `echo $?`. Lines below it are what it prints: `...` stands for anything in a line, alone in a line
   for any lines. A line `^C` presses Ctrl-C, a line `Killed` ends the command with SIGKILL, once the lines above
   it have been seen;
-- `sql`: run against `ael.db` there, read-only;
+- `sql`: run against `ael.db` there, read-only (`test_blocks.py` fills one for a page that makes none);
 - `json`, `toml`: parsed;
 - all others, and what stands below a comment that begins with `not run:`, are only shown.
 

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from ael_store.store.upgrade import HEAD, create_database
 from tests.docs.markdown import ROOT, blocks, page_id, pages
+from tests.migrations.fill import fill
 
 RUNNABLE = ("python", "console", "sql", "json", "toml")
 
@@ -29,6 +31,12 @@ for row in cursor:
 
 def has_something_to_run(page: Path) -> bool:
     return any(block.language in RUNNABLE and block.not_run is None for block in blocks(page))
+
+
+def asks_without_making(page: Path) -> bool:
+    """True for a page with SQL that makes no database itself: it gets a filled one."""
+    languages = {block.language for block in blocks(page)}
+    return "sql" in languages and "console" not in languages
 
 
 def environment(folder: Path) -> dict[str, str]:
@@ -55,6 +63,9 @@ def environment(folder: Path) -> dict[str, str]:
 def test_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
     here = tmp_path / "here"
     here.mkdir()
+    if asks_without_making(page):
+        create_database(here / "ael.db")
+        fill(here / "ael.db", HEAD)
 
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("run_page.py")), str(page)],

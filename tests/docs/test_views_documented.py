@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ael_store.schema.sqlite_views import ABOUT
 from ael_store.store.upgrade import HEAD, create_database
 from tests.docs.markdown import ROOT, blocks
 from tests.migrations.fill import fill
@@ -94,6 +95,24 @@ def test_each_view_has_an_example_query(view: str) -> None:
     examples = [block.text for block in blocks(QUERIES) if block.language in ("sql", "console")]
 
     assert any(re.search(rf"\b{view}\b", text) for text in examples)
+
+
+@pytest.mark.parametrize("view", SECTIONS)
+def test_each_view_has_three_queries_that_run(view: str, database: sqlite3.Connection) -> None:
+    found = re.search(r"^```sql\n(.*?)^```$", SECTIONS[view], re.MULTILINE | re.DOTALL)
+    assert found is not None
+    queries = re.findall(r"^-- ([^\n]+)\n(.*?;)\n(?=-- |\Z)", found[1], re.MULTILINE | re.DOTALL)
+
+    assert len(queries) >= 3
+    for meaning, query in queries:
+        assert meaning.endswith(".")
+        assert re.search(rf"\b{view}\b", query)
+        database.execute(query).fetchall()
+
+
+@pytest.mark.parametrize("view", SECTIONS)
+def test_page_says_of_each_view_what_ael_sql_says(view: str) -> None:
+    assert SECTIONS[view].lstrip("\n").startswith(ABOUT[view] + "\n")
 
 
 def test_names_of_columns_in_the_page_exist(database: sqlite3.Connection) -> None:

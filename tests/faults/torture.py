@@ -57,6 +57,7 @@ PLANS = {
     for plan in (
         Plan("kills", "SIGKILL at random moments under load", "kills", 500, 10_000),
         Plan("points", "SIGKILL at each named point between the first unit and the end of the commit", "points"),
+        Plan("tasks", "SIGKILL of a service whose tasks call a server", "kills", 60, 300),
         Plan("broken_store", "a store broken on purpose, which the other trials must notice"),
         Plan("calls", "each write, fsync, truncate, open and unlink failed, torn or killed", "calls"),
         Plan("powercuts", "power cuts: what was not synced is dropped, reordered, torn", "powercuts", 1_000, 10_000),
@@ -195,10 +196,13 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("names", nargs="*", metavar="NAME", type=_name, help="trials to run; all by default")
+    shared: dict[str, list[str]] = {}
     for plan in PLANS.values():
         if plan.option is not None:
             what = f"{plan.usual:,}, full {plan.full:,}" if plan.usual else "0, which is all"
-            parser.add_argument(f"--{plan.option}", type=_count, metavar="N", help=f"faults of {plan.name} ({what})")
+            shared.setdefault(plan.option, []).append(f"{plan.name} ({what})")
+    for option, plans in shared.items():
+        parser.add_argument(f"--{option}", type=_count, metavar="N", help=f"faults of {' and of '.join(plans)}")
     parser.add_argument("--full", action="store_true", help="as many as the published figures say; takes hours")
     parser.add_argument("--workers", type=_number, default=2, metavar="N", help="processes at a time (2)")
     parser.add_argument("--seed", type=int, metavar="S", help="which faults; random by default, and printed")
