@@ -18,7 +18,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -28,7 +28,6 @@ from ael_store.model.records import Commit, Resumed
 from ael_store.store.checkpoint import Checkpointer, empty_log
 from ael_store.store.foreign_code import refuse_foreign_code
 from ael_store.store.lock import DatabaseLock, Holder
-from ael_store.store.past_state import PastState
 from ael_store.store.place import check_place, readable_by_others, refuse_hard_links
 from ael_store.store.reader import Reader
 from ael_store.store.revision import alembic_config, known_revisions, refuse_newer
@@ -37,6 +36,9 @@ from ael_store.store.takeover import fence
 from ael_store.store.upgrade import HEAD, UpgradeReport, create_database, current_revision, upgrade
 from ael_store.store.whole_file import sweep
 from ael_store.store.writer import Writer
+
+if TYPE_CHECKING:
+    from ael_store.store.past_state import PastState
 
 __all__ = ["Store"]
 
@@ -113,6 +115,8 @@ class Store:
         """
         if not self.path.exists():
             raise DatabaseNotUsable(f"{self.path} does not exist; `ael run` creates it")
+        from ael_store.store.past_state import PastState
+
         return PastState(self.path, moment)
 
     async def open(

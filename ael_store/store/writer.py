@@ -41,7 +41,6 @@ from ael_store.model.records import (
 from ael_store.model.state import Cell
 from ael_store.schema.tables import metadata
 from ael_store.store.digest import row_digest, seal
-from ael_store.store.redact import redact
 
 __all__ = ["Writer"]
 
@@ -312,6 +311,8 @@ class Writer:
         if commit.positions:
             many(self.upsert["positions"], [(*item, row_digest(item)) for item in commit.positions.items()])
         for redaction in commit.redactions:
+            from ael_store.store.redact import redact
+
             redact(cursor, redaction)
         if commit.prune is not None:
             self._prune(cursor, commit.prune)
