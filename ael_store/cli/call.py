@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ael_store.cli.output import note
-from ael_store.errors import DatabaseNotUsable, NotADatabase, SchemaTooOld, UsageError
+from ael_store.errors import DatabaseNotUsable, UsageError
 from ael_store.settings import LoadedSettings, load_settings
 
 if TYPE_CHECKING:
@@ -100,18 +100,12 @@ class Call:
 
     def check_revision(self, path: Path | None = None) -> None:
         """Raise SchemaTooOld, SchemaTooNew, NotADatabase or DatabaseNotUsable unless the schema is this program's."""
-        from ael_store.store.revision import HEAD, alembic_config, current_revision, known_revisions, refuse_newer
+        from ael_store.store.revision import refuse_other
 
         if path is None:
             self.check_exists()
             path = self.path
-        revision = current_revision(path)
-        if revision == HEAD:
-            return
-        if revision is None:
-            raise NotADatabase(f"{path} is empty: `ael run` or `ael db upgrade` makes it a database")
-        refuse_newer(path, revision, known_revisions(alembic_config()))
-        raise SchemaTooOld(f"{path} is at revision {revision}, this program needs {HEAD}: run `ael db upgrade`")
+        refuse_other(path)
 
     def check_exists(self) -> None:
         """Raise DatabaseNotUsable where there is no file of that name; names one that may be meant."""

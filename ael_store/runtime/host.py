@@ -16,7 +16,7 @@ from ael_store.model.values import Limits, decode
 from ael_store.runtime.agent import AgentBase
 from ael_store.runtime.measure import IterationSummary
 from ael_store.runtime.outside import Outside, Request
-from ael_store.store.reader import Reader
+from ael_store.store.reader import Reader, history_entry
 
 if TYPE_CHECKING:
     from ael_store.runtime.run import Run
@@ -97,20 +97,7 @@ class Host:
         known = {row["id"] for row in fresh}
         with self._reader() as reader:
             rows = [] if reader is None else reader.history(key, limit)
-        past = [
-            {
-                "id": row["id"],
-                "timestamp": row["changed_at"],
-                "operation": row["operation"],
-                "key": row["key"],
-                "old_value": None if row["old_value"] is None else decode(row["old_value"]),
-                "new_value": None if row["new_value"] is None else decode(row["new_value"]),
-                "agent": row["agent"],
-                "iteration": row["iteration"],
-            }
-            for row in reversed(rows)
-            if row["id"] not in known
-        ]
+        past = [{"id": row["id"], **history_entry(row)} for row in reversed(rows) if row["id"] not in known]
         found = (past + fresh)[-limit:]
         for row in found:
             del row["id"]

@@ -21,7 +21,7 @@ from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.exc import DBAPIError
 
 from ael_store.clock import SystemClock
-from ael_store.errors import DatabaseNotUsable, NotADatabase, SchemaTooOld, UsageError
+from ael_store.errors import DatabaseNotUsable, UsageError
 from ael_store.model.records import CommandRecord, Commit, TickRow
 from ael_store.model.state import State
 from ael_store.schema.tables import KINDS, OUTCOMES, metadata
@@ -30,7 +30,7 @@ from ael_store.store.backup import check_target, copy_database, need_space, size
 from ael_store.store.cut import HOLDER, Cut
 from ael_store.store.moment import Moment, moment_at
 from ael_store.store.reader import Reader
-from ael_store.store.revision import HEAD, current_revision, explain, migration_engine
+from ael_store.store.revision import explain, migration_engine, refuse_other
 from ael_store.store.whole_file import discard, publish, replace, reserve, sync
 from ael_store.store.writer import Writer
 
@@ -84,7 +84,7 @@ def fork(
     check_target(path, out, force)
     if not out.parent.is_dir():
         raise DatabaseNotUsable(f"{out} can't be created: there is no folder {out.parent}; create it first")
-    _require_head(path)
+    refuse_other(path)
     with _reading(path) as reader, reader.connect() as connection:
         if dry_run:
             cut = Cut(connection, _moment(connection, at), settings)
@@ -115,14 +115,6 @@ def fork(
         discard(temporary)
     tell(f"{out} is made and verified")
     return report
-
-
-def _require_head(path: Path) -> None:
-    revision = current_revision(path)
-    if revision is None:
-        raise NotADatabase(f"{path} is empty: there is nothing to fork")
-    if revision != HEAD:
-        raise SchemaTooOld(f"{path} is at revision {revision}, this program needs {HEAD}: run `ael db upgrade`")
 
 
 def _reading(path: Path) -> closing[Reader]:

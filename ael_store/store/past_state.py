@@ -17,7 +17,7 @@ from typing import Any, TypeVar, overload
 
 from ael_store.clock import from_us
 from ael_store.model.values import decode
-from ael_store.store.reader import Reader
+from ael_store.store.reader import Reader, history_entry
 
 __all__ = ["PastState"]
 
@@ -77,18 +77,7 @@ class PastState:
         They have the shape that `StateContext.get_history()` gives them.
         """
         limit = HISTORY_OF_ALL if key is None else HISTORY_OF_KEY
-        return [
-            {
-                "timestamp": row["changed_at"],
-                "operation": row["operation"],
-                "key": row["key"],
-                "old_value": None if row["old_value"] is None else decode(row["old_value"]),
-                "new_value": None if row["new_value"] is None else decode(row["new_value"]),
-                "agent": row["agent"],
-                "iteration": row["iteration"],
-            }
-            for row in reversed(self._reader.history(key, limit, self._moment))
-        ]
+        return [history_entry(row) for row in reversed(self._reader.history(key, limit, self._moment))]
 
     def close(self) -> None:
         """Close the connections."""

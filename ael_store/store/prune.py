@@ -31,6 +31,8 @@ __all__ = [
     "PruneStep",
     "Pruning",
     "carry_out",
+    "count_units",
+    "is_settled",
     "plan_prune",
     "pruning_of",
     "totals_up_to",
@@ -282,14 +284,19 @@ def totals_up_to(connection: Connection, tick_id: int) -> list[AgentTotals]:
             .group_by(t.c.kind, t.c.outcome)
         )
         for kind, outcome, number in connection.execute(query):
-            if outcome == 0 and kind == 0:
-                counts[0] += number
-            elif outcome == 0 and kind == 1:
-                counts[2] += number
-            elif outcome in (1, 2):
-                counts[1] += number
+            count_units(counts, kind, outcome, number)
         found.append(AgentTotals(agent_id, tick_id, *counts))
     return found
+
+
+def count_units(counts: list[int], kind: int, outcome: int, number: int) -> None:
+    """Add units of a kind and an outcome to the ticks, errors and events of an agent."""
+    if outcome == 0 and kind == 0:
+        counts[0] += number
+    elif outcome == 0 and kind == 1:
+        counts[2] += number
+    elif outcome in (1, 2):
+        counts[1] += number
 
 
 # -- removing, inside the transaction of a commit ---------------------------------------------------

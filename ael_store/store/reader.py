@@ -41,6 +41,7 @@ from ael_store.model.records import (
     TaskRecord,
 )
 from ael_store.model.state import Cell
+from ael_store.model.values import decode
 from ael_store.schema.tables import metadata
 from ael_store.store.foreign_code import refuse_foreign_views
 from ael_store.store.moment import REMOVED_TASKS, Horizon, Moment, horizon_of, moment_at, refuse_gone
@@ -51,7 +52,7 @@ if TYPE_CHECKING:
     from ael_store.store.prune import PruneLimits, Pruning
     from ael_store.store.undo_plan import UndoPlan
 
-__all__ = ["Reader"]
+__all__ = ["Reader", "history_entry"]
 
 RECENT_RUNS = 100
 """How many runs a new one looks back on."""
@@ -745,6 +746,19 @@ def _open_attempts(connection: Connection) -> list[AttemptRecord]:
     """Return the attempts whose end is not known (index `ix_task_attempts_open`)."""
     query = _records("task_attempts").where(T["task_attempts"].c.ended_us.is_(None)).order_by("id")
     return [AttemptRecord(*row) for row in connection.execute(query)]
+
+
+def history_entry(row: Row) -> Row:
+    """Return a change in the shape that `StateContext.get_history()` gives it."""
+    return {
+        "timestamp": row["changed_at"],
+        "operation": row["operation"],
+        "key": row["key"],
+        "old_value": None if row["old_value"] is None else decode(row["old_value"]),
+        "new_value": None if row["new_value"] is None else decode(row["new_value"]),
+        "agent": row["agent"],
+        "iteration": row["iteration"],
+    }
 
 
 def _given_out(connection: Connection) -> Counter[str]:

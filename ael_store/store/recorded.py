@@ -24,14 +24,14 @@ from sqlalchemy import Select, bindparam, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from ael_store.clock import iso
-from ael_store.errors import AgentNotFound, DatabaseNotUsable, HistoryGone, NotADatabase, SchemaTooOld, UsageError
+from ael_store.errors import AgentNotFound, DatabaseNotUsable, HistoryGone, UsageError
 from ael_store.model.event import REDACTED, EventRecord, compile_patterns
 from ael_store.model.records import DelayedRecord, TaskRecord, TickError, TickRow
 from ael_store.model.unit import Kind, Outcome
 from ael_store.schema.tables import KINDS, OUTCOMES, metadata
 from ael_store.store.moment import Horizon, horizon_of
 from ael_store.store.reader import _event_records, _records
-from ael_store.store.revision import HEAD, alembic_config, current_revision, known_revisions, refuse_newer
+from ael_store.store.revision import refuse_other
 from ael_store.store.sqlite import read_engine, translate
 
 __all__ = ["REMOVED", "Recorded", "RecordedAgent", "RecordedRun", "RecordedUnit", "Span"]
@@ -547,13 +547,7 @@ class _MetadataLog:
 def _check_revision(path: Path) -> None:
     if not path.exists():
         raise DatabaseNotUsable(f"{path} does not exist; name the database whose units are to be replayed")
-    revision = current_revision(path)
-    if revision == HEAD:
-        return
-    if revision is None:
-        raise NotADatabase(f"{path} is empty: `ael run` or `ael db upgrade` makes it a database")
-    refuse_newer(path, revision, known_revisions(alembic_config()))
-    raise SchemaTooOld(f"{path} is at revision {revision}, this program needs {HEAD}: run `ael db upgrade`")
+    refuse_other(path)
 
 
 # -- questions ----------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Engine, create_engine, event
 from sqlalchemy.pool import NullPool
 
 from ael_store._version import __version__
-from ael_store.errors import AelError, DatabaseDamaged, DatabaseNotUsable, NotADatabase, SchemaTooNew
+from ael_store.errors import AelError, DatabaseDamaged, DatabaseNotUsable, NotADatabase, SchemaTooNew, SchemaTooOld
 from ael_store.store.sqlite import BUSY_TIMEOUT_MS, connect_to_read, translate
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ __all__ = [
     "reading",
     "refuse_half_restored",
     "refuse_newer",
+    "refuse_other",
     "restore_marker",
     "take_over_transactions",
 ]
@@ -95,6 +96,17 @@ def refuse_newer(path: Path, revision: str | None, known: list[str]) -> None:
             f"(this one, {__version__}, knows revisions up to {HEAD}); install it, or restore a backup: "
             + (", ".join(str(backup) for backup in backups) or "there is none beside the file")
         )
+
+
+def refuse_other(path: Path) -> None:
+    """Raise SchemaTooOld, SchemaTooNew or NotADatabase unless a database has the schema that this program reads."""
+    revision = current_revision(path)
+    if revision == HEAD:
+        return
+    if revision is None:
+        raise NotADatabase(f"{path} is empty: `ael run` or `ael db upgrade` makes it a database")
+    refuse_newer(path, revision, known_revisions(alembic_config()))
+    raise SchemaTooOld(f"{path} is at revision {revision}, this program needs {HEAD}: run `ael db upgrade`")
 
 
 def _literal(name: str) -> str:

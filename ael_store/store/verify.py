@@ -30,6 +30,7 @@ from ael_store.schema.tables import metadata
 from ael_store.store.advice import advice
 from ael_store.store.digest import GROUPS, Seal, event_content, fold, row_digest, tick_content
 from ael_store.store.moment import Horizon
+from ael_store.store.prune import count_units
 from ael_store.store.revision import explain, reading
 from ael_store.store.schema_check import check
 
@@ -444,13 +445,7 @@ class _Proof:
             "LEFT JOIN agent_totals b ON b.agent_id = t.agent_id "
             "WHERE t.id > coalesce(b.tick_id, 0) GROUP BY 1, 2, 3"
         ):
-            counts = counted.setdefault(agent, [0, 0, 0])
-            if outcome == 0 and kind == 0:
-                counts[0] += number
-            elif outcome == 0 and kind == 1:
-                counts[2] += number
-            elif outcome in (1, 2):
-                counts[1] += number
+            count_units(counted.setdefault(agent, [0, 0, 0]), kind, outcome, number)
         for agent, ticks, errors, events, measured in self.rows(
             "SELECT agent_id, ticks, errors, events, measured FROM agent_stats WHERE agent_id > 0"
         ):

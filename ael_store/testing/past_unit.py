@@ -32,6 +32,7 @@ from ael_store.runtime.hooks import reply
 from ael_store.runtime.iteration import iter_jobs
 from ael_store.runtime.journal import failure_of
 from ael_store.runtime.tick import Job
+from ael_store.store.reader import history_entry
 from ael_store.store.recorded import Recorded, RecordedRun, RecordedUnit
 from ael_store.testing.rebuilt_error import rebuild_error
 from ael_store.testing.steady_workbench import SteadyWorkbench
@@ -302,18 +303,8 @@ class Stage:
 
     def history(self, key: str | None, limit: int) -> list[dict[str, Any]]:
         assert self._row is not None
-        return [
-            {
-                "timestamp": row["changed_at"],
-                "operation": row["operation"],
-                "key": row["key"],
-                "old_value": None if row["old_value"] is None else decode(row["old_value"]),
-                "new_value": None if row["new_value"] is None else decode(row["new_value"]),
-                "agent": row["agent"],
-                "iteration": row["iteration"],
-            }
-            for row in reversed(self._recorded.history(key, self._row.row.change_id, limit))
-        ]
+        rows = self._recorded.history(key, self._row.row.change_id, limit)
+        return [history_entry(row) for row in reversed(rows)]
 
     def recent_events(self, limit: int) -> list[Event]:
         assert self._row is not None

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ael_store import AgentBase, Event, Settings, StateContext, Task, get_event_bus
-from ael_store.errors import DatabaseDamaged, HistoryGone, NotADatabase, StorageFailed, UsageError
+from ael_store.errors import DatabaseDamaged, HistoryGone, NotADatabase, SchemaTooNew, StorageFailed, UsageError
 from ael_store.schema.tables import metadata
 from ael_store.store.backup import make_backup
 from ael_store.store.fork import fork
@@ -535,10 +535,21 @@ def test_folder_is_no_name_for_a_fork(path: Path, tmp_path: Path) -> None:
         fork(path, tmp_path, quiet)
 
 
+async def test_database_of_a_newer_program_is_told_from_an_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "ael.db"
+    async with Harness([Writer()], store=path) as h:
+        await h.advance(1)
+    rows_changed(path, "UPDATE alembic_version SET version_num = '9999'")
+
+    with pytest.raises(SchemaTooNew, match="9999"):
+        fork(path, tmp_path / "fork.db", quiet)
+    assert not (tmp_path / "fork.db").exists()
+
+
 def test_empty_file_is_no_database(tmp_path: Path) -> None:
     (tmp_path / "ael.db").touch()
 
-    with pytest.raises(NotADatabase, match="is empty: there is nothing to fork"):
+    with pytest.raises(NotADatabase, match="is empty: `ael run`"):
         fork(tmp_path / "ael.db", tmp_path / "fork.db", quiet)
 
 

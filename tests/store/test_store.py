@@ -22,6 +22,7 @@ from ael_store.schema.tables import metadata
 from ael_store.store.lock import DatabaseLock, current_holder
 from ael_store.store.sqlite import Driver, database_path
 from ael_store.store.store import Store
+from tests.loops import until
 
 
 def make_journal(resumed: Resumed) -> Journal:
@@ -230,7 +231,7 @@ async def test_temporary_database_can_be_opened_again_and_goes_with_its_store() 
 
     del store
 
-    assert not path.exists()
+    await until(lambda: not path.exists())  # the thread that closed it lets go of it a moment later
 
 
 async def test_interned_names_beyond_the_cache_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
