@@ -143,10 +143,11 @@ def verify(call: Call) -> None:
         if report.more:
             say(f"… and {report.more} more")
         if not report.problems:
-            older = report.commits - report.sealed
+            bare = report.commits - report.sealed
+            seals = f"; {bare} commit{'s' * (bare > 1)} without digests: from before those, or cut short by a fork"
             say(
                 f"{printable(str(call.path))}: {report.commits} commits, {report.keys} keys and {report.rows} rows are "
-                "what was committed" + (f"; {older} commits are older than digests" if older else "")
+                "what was committed" + (seals if bare else "")
             )
     if report.problems:
         raise typer.Exit(DAMAGED)

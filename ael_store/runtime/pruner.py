@@ -1,7 +1,7 @@
 """Removes what is older, or more, than the settings keep: between iterations, a small batch in each commit.
 
 A batch is made as large as fits into a few milliseconds, so that an iteration that becomes due meanwhile is not late.
-What to remove is looked for once an hour, and whenever much has been written.
+What to remove is looked for every six hours, and whenever much has been written.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Pruner", "prune_limits"]
 
 DAY_US = 86_400_000_000
-EVERY_US = 3_600_000_000
+EVERY_US = 6 * 3_600_000_000
 """How often it is looked for what is too old or too much, at least."""
 
 MINUTE_US = 60_000_000
@@ -151,10 +151,10 @@ class Pruner:
             now_us,
             self._settled_us(now_us, days),
         )
-        used, free = await asyncio.to_thread(run.store.reader.page_bytes)
+        reader = run.store.reader
+        (used, free), plan = await asyncio.to_thread(lambda: (reader.page_bytes(), reader.plan_prune(limits)))
         self._seen_bytes = used + free
         self._shrinks = free >= max(LEAST_FREE_BYTES, FREE_SHARE * (used + free))
-        plan = await asyncio.to_thread(run.store.reader.plan_prune, limits)
         if plan is not None:
             await self._begin(plan)
         elif not (await self._remove_tasks(now_us) or await self._shrink()):
@@ -206,6 +206,8 @@ class Pruner:
     async def _remove_tasks(self, now_us: int) -> bool:
         """Remove a batch of tasks that are over; True where there may be more."""
         run = self.run
+        if not run.journal.task_id:
+            return False
         # What began today counts for limits, however short tasks are kept.
         before_us = min(now_us - round(run.settings.task_days * DAY_US), now_us // DAY_US * DAY_US)
         settled_us = self._settled_us(now_us, run.settings.task_days)
