@@ -68,6 +68,8 @@ class Pruner:
         self.batch_s = batch_s
         self.pruning = pruning
         """What is being removed; None where nothing is."""
+        self._plan: Pruning | None = None
+        """What is to be removed next."""
         self.busy = True
         """False once a look has found nothing to remove."""
         self.removed = 0
@@ -87,7 +89,12 @@ class Pruner:
 
     def due(self, now_us: int) -> bool:
         """True where a step should be made now."""
-        if self.pruning is not None or now_us >= self.next_us or self._written - self._seen_rows >= self._new_rows:
+        if (
+            self.pruning is not None
+            or self._plan is not None
+            or now_us >= self.next_us
+            or self._written - self._seen_rows >= self._new_rows
+        ):
             return True
         return now_us >= self._stat_us and self._has_grown(now_us)
 
@@ -139,6 +146,10 @@ class Pruner:
         if self.pruning is not None:
             await self._remove(self.pruning)
             return
+        if self._plan is not None:
+            await self._begin(self._plan)
+            self._plan = None
+            return
         self._seen_rows = self._written
         now_us = run.clock.now_us()
         settings = run.settings
@@ -156,7 +167,7 @@ class Pruner:
         self._seen_bytes = used + free
         self._shrinks = free >= max(LEAST_FREE_BYTES, FREE_SHARE * (used + free))
         if plan is not None:
-            await self._begin(plan)
+            self._plan = plan  # begun with the next step: an iteration may go between
         elif not (await self._remove_tasks(now_us) or await self._shrink()):
             self.next_us, self.busy = now_us + EVERY_US, False
 
