@@ -49,9 +49,9 @@ def test_killed_while_history_is_removed_it_stays_sound_and_goes_on(tmp_path: Pa
     options = ["--tick-rate", "0", "--history-rows", "400", "--durability", "normal", "--quiet"]
     command = [str(ael), "run", "busy.py", *options]
     random.seed(7)
-    cut_short = horizon = 0
+    horizon = 0
 
-    for _ in range(KILLS):
+    for kill in range(KILLS):
         began = _iteration(path)
         process = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.DEVNULL)
         try:
@@ -60,6 +60,8 @@ def test_killed_while_history_is_removed_it_stays_sound_and_goes_on(tmp_path: Pa
                 assert process.poll() is None and time.monotonic() < deadline
                 time.sleep(0.02)
             time.sleep(random.uniform(0, 0.2))
+            if kill % 2 == 0:
+                _stop_while_removing(process, path)
         finally:
             process.send_signal(signal.SIGKILL)
             process.wait()
@@ -67,7 +69,7 @@ def test_killed_while_history_is_removed_it_stays_sound_and_goes_on(tmp_path: Pa
         assert verify(path).problems == []
         reader = Reader(path)
         moved = reader.horizon().iteration
-        cut_short += reader.rows("SELECT value FROM positions WHERE name = 'pruning'")[0]["value"] != "null"
+        assert kill % 2 or _removes(reader)
         [counts] = reader.rows(
             "SELECT (SELECT value FROM v_state WHERE key = 'one/count') AS state, max(iteration) AS iteration "
             "FROM v_iterations"
@@ -77,7 +79,24 @@ def test_killed_while_history_is_removed_it_stays_sound_and_goes_on(tmp_path: Pa
         assert moved > horizon
         horizon = moved
 
-    assert cut_short  # else no kill has come in the middle of a removal
+
+def _stop_while_removing(process: subprocess.Popen[bytes], path: Path) -> None:
+    """Hold the process in the middle of a removal, which takes more commits than one."""
+    reader = Reader(path)
+    deadline = time.monotonic() + 60
+    while True:
+        assert process.poll() is None and time.monotonic() < deadline
+        if _removes(reader):
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)
+            if _removes(reader):
+                break
+            process.send_signal(signal.SIGCONT)
+    reader.close()
+
+
+def _removes(reader: Reader) -> bool:
+    return bool(reader.rows("SELECT value FROM positions WHERE name = 'pruning'")[0]["value"] != "null")
 
 
 def _iteration(path: Path) -> int:
