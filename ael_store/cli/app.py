@@ -12,6 +12,7 @@ from ael_store._version import __version__
 from ael_store.cli import (
     agents,
     db,
+    doctor,
     events,
     export,
     fork,
@@ -36,7 +37,24 @@ def make_app() -> typer.Typer:
     """Return all commands."""
     app = new_app(help="ael: a durable agent loop on SQLite.")
     take_global_options(app, [VERSION])
-    for noun in (new, run, status, why, agents, state, events, tasks, export, limits, loop, sql, fork, replay, db):
+    for noun in (
+        new,
+        run,
+        status,
+        doctor,
+        why,
+        agents,
+        state,
+        events,
+        tasks,
+        export,
+        limits,
+        loop,
+        sql,
+        fork,
+        replay,
+        db,
+    ):
         noun.add_to(app)
     return app
 

@@ -38,6 +38,7 @@ __all__ = [
     "refuse_newer",
     "refuse_other",
     "restore_marker",
+    "revision_of",
     "take_over_transactions",
 ]
 
@@ -55,14 +56,19 @@ def current_revision(path: Path) -> str | None:
     DatabaseNotUsable where the file is missing, a folder or can't be read.
     """
     with reading(path) as connection:
-        tables = {
-            name
-            for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
-            if not name.startswith("sqlite_")
-        }
-        revisions: list[str] = []
-        if "alembic_version" in tables:
-            revisions = [revision for (revision,) in connection.execute("SELECT version_num FROM alembic_version")]
+        return revision_of(connection, path)
+
+
+def revision_of(connection: sqlite3.Connection, path: Path) -> str | None:
+    """Return the same of a database that is open already."""
+    tables = {
+        name
+        for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")
+        if not name.startswith("sqlite_")
+    }
+    revisions: list[str] = []
+    if "alembic_version" in tables:
+        revisions = [revision for (revision,) in connection.execute("SELECT version_num FROM alembic_version")]
     tables.discard("alembic_version")
     if not tables and not revisions:
         return None

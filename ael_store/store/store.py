@@ -32,6 +32,7 @@ from ael_store.store.place import check_place, readable_by_others, refuse_hard_l
 from ael_store.store.reader import Reader
 from ael_store.store.revision import alembic_config, known_revisions, refuse_newer
 from ael_store.store.sqlite import Driver, database_path, translate, write_engine
+from ael_store.store.sqlite_build import OLDEST_SQLITE
 from ael_store.store.takeover import fence
 from ael_store.store.upgrade import HEAD, UpgradeReport, create_database, current_revision, upgrade
 from ael_store.store.whole_file import sweep
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
     from ael_store.store.past_state import PastState
 
 __all__ = ["Store"]
-
-OLDEST_SQLITE = (3, 37)
-"""STRICT tables are in SQLite since this version."""
 
 LOCK_WAIT_S = 5.0
 """How long an owner waits for a command that holds the lock for a moment."""

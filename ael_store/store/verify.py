@@ -34,7 +34,7 @@ from ael_store.store.prune import count_units
 from ael_store.store.revision import explain, reading
 from ael_store.store.schema_check import check
 
-__all__ = ["VerifyReport", "verify", "verify_newest"]
+__all__ = ["VerifyReport", "look_at_newest", "verify", "verify_newest"]
 
 CHUNK = 2000
 """Commits that are looked at together."""
@@ -127,24 +127,31 @@ def verify_newest(path: Path) -> None:
 
     Raises DatabaseDamaged with the first problem. Takes a fraction of a second, however long the history is.
     """
-    report = VerifyReport()
     try:
         with reading(path) as connection:
             connection.execute("BEGIN")
-            proof = _Proof(connection, report)
-            proof.seals(max(proof.before_newest(), proof.horizon.commit_id), lambda line: None)
-            proof.rows_in_place(newest=NEWEST_UNITS)
-            proof.newest_values(max(0, proof.first_change - 1))
+            report = look_at_newest(connection)
     except sqlite3.DatabaseError as error:
         raise explain(error, path) from error
-    except (ValueError, TypeError) as error:
-        report.add(f"it can't be read: {error}")
     if report.problems:
         raise DatabaseDamaged(
             f"{path} is not what was committed: {report.problems[0]}"
             + (f" (and {len(report.problems) - 1 + report.more} more)" if len(report.problems) > 1 else "")
             + f"; nothing was changed. {advice(path)}"
         )
+
+
+def look_at_newest(connection: sqlite3.Connection) -> VerifyReport:
+    """Return what the quick form finds, on a connection that is in a transaction."""
+    report = VerifyReport()
+    try:
+        proof = _Proof(connection, report)
+        proof.seals(max(proof.before_newest(), proof.horizon.commit_id), lambda line: None)
+        proof.rows_in_place(newest=NEWEST_UNITS)
+        proof.newest_values(max(0, proof.first_change - 1))
+    except (ValueError, TypeError) as error:
+        report.add(f"it can't be read: {error}")
+    return report
 
 
 class _Proof:
