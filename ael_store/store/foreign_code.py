@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ael_store.errors import DatabaseDamaged
 from ael_store.schema.sqlite_views import VIEWS
-from ael_store.schema.tables import metadata
 from ael_store.store.advice import advice
 from ael_store.store.revision import HEAD, reading
 
@@ -55,8 +54,15 @@ def _views() -> dict[str, str]:
     return {name: " ".join(f"CREATE VIEW {name} AS {text}".split()) for name, text in VIEWS.items()}
 
 
+@cache
+def _tables() -> frozenset[str]:
+    from ael_store.schema.tables import metadata  # brings SQLAlchemy, which the dashboard does without
+
+    return frozenset(metadata.tables)
+
+
 def _ours(name: str) -> bool:
-    return name.lower() in metadata.tables or name.lower() in VIEWS or name.lower() == "alembic_version"
+    return name.lower() in _tables() or name.lower() in VIEWS or name.lower() == "alembic_version"
 
 
 def _triggers(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:
@@ -70,7 +76,7 @@ def _triggers(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:
 def _imitations(connection: sqlite3.Connection) -> Iterator[tuple[str, str]]:
     """Yield what has the name of a table of ours and is none."""
     for name, kind, text in connection.execute("SELECT name, type, sql FROM sqlite_schema WHERE type <> 'trigger'"):
-        if name.lower() not in metadata.tables:
+        if name.lower() not in _tables():
             continue
         words = str(text).split(None, 2)[:2]
         if kind != "table" or [word.upper() for word in words] != ["CREATE", "TABLE"]:

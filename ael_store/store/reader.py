@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import re
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -22,7 +21,6 @@ from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, se
 from sqlalchemy.exc import DBAPIError
 
 from ael_store.clock import iso
-from ael_store.errors import AgentNotFound
 from ael_store.model.event import EventRecord, glob_of
 from ael_store.model.records import (
     AgentRecord,
@@ -43,6 +41,7 @@ from ael_store.model.records import (
 from ael_store.model.state import Cell
 from ael_store.model.values import decode
 from ael_store.schema.tables import metadata
+from ael_store.store.answers import Answers, Ask, Row, literal
 from ael_store.store.foreign_code import refuse_foreign_views
 from ael_store.store.moment import REMOVED_TASKS, Horizon, Moment, horizon_of, moment_at, refuse_gone
 from ael_store.store.revision import HEAD
@@ -58,10 +57,9 @@ RECENT_RUNS = 100
 """How many runs a new one looks back on."""
 
 T = metadata.tables
-Row = dict[str, Any]
 
 
-class Reader:
+class Reader(Answers):
     """Read-only questions to one database. May be used from any thread; close it when done."""
 
     def __init__(self, path: Path) -> None:
@@ -87,10 +85,10 @@ class Reader:
         except (DBAPIError, sqlite3.Error, UnicodeDecodeError) as error:
             raise translate(error, self.path) from error
 
-    def rows(self, sql: str, **parameters: Any) -> list[Row]:
-        """Return the rows of a query as dictionaries."""
+    @contextmanager
+    def asking(self) -> Iterator[Ask]:
         with self.connect() as connection:
-            return [dict(row) for row in connection.execute(text(sql), parameters).mappings()]
+            yield lambda sql, **parameters: [dict(row) for row in connection.execute(text(sql), parameters).mappings()]
 
     # -- what a run resumes with --
 
@@ -434,7 +432,7 @@ class Reader:
         )
         with self.connect() as connection:
             refuse_gone(connection, moment)
-            found = connection.execute(query, {"change": moment.change_id, "glob": _literal(prefix) + "*"})
+            found = connection.execute(query, {"change": moment.change_id, "glob": literal(prefix) + "*"})
             return [
                 {
                     "key": key,
@@ -462,7 +460,7 @@ class Reader:
         parameters = {"one": one.change_id, "other": other.change_id, "low": low, "high": high}
         with self.connect() as connection:
             refuse_gone(connection, min(one, other, key=lambda moment: moment.iteration))
-            found = connection.execute(query, {**parameters, "glob": _literal(prefix) + "*"})
+            found = connection.execute(query, {**parameters, "glob": literal(prefix) + "*"})
             return [dict(row) for row in found.mappings()]
 
     def agents_at(self, moment: Moment) -> list[Row]:
@@ -501,149 +499,6 @@ class Reader:
                 refuse_gone(connection, until)
             return [dict(row) for row in connection.execute(query, parameters).mappings()]
 
-    def value(self, key: str) -> str | None:
-        """Return the JSON text of a key, None where there is none."""
-        found = self.rows("SELECT value FROM v_state WHERE key = :key", key=key)
-        return found[0]["value"] if found else None
-
-    def state(self, prefix: str = "") -> list[Row]:
-        """Return the current state in order of the keys."""
-        return self.rows(
-            "SELECT key, value, version, agent, iteration, updated_at FROM v_state WHERE key GLOB :glob ORDER BY key",
-            glob=_literal(prefix) + "*",
-        )
-
-    def events(
-        self,
-        *,
-        type: str | None = None,
-        source: str | None = None,
-        after: int | None = None,
-        limit: int = 100,
-    ) -> list[Row]:
-        """Return events in order: the newest `limit`, or with `after` the first `limit` that follow it."""
-        where, parameters = [], {"limit": limit}
-        if type is not None:
-            where.append("type GLOB :type" if "*" in type else "type = :type")
-            parameters["type"] = glob_of(type) if "*" in type else type  # type: ignore[assignment]
-        if source is not None:
-            where.append("source = :source")
-            parameters["source"] = source  # type: ignore[assignment]
-        if after is not None:
-            where.append("id > :after")
-            parameters["after"] = after
-        order = "DESC" if after is None else "ASC"
-        rows = self.rows(
-            "SELECT id, type, source, data, metadata, iteration, emitted_at FROM v_events "
-            + (f"WHERE {' AND '.join(where)} " if where else "")
-            + f"ORDER BY id {order} LIMIT :limit",
-            **parameters,
-        )
-        return rows if after is not None else rows[::-1]
-
-    def dead_letters(
-        self, *, subscriber: str | None = None, type: str | None = None, event_id: int | None = None, limit: int = 100
-    ) -> list[Row]:
-        """Return the newest deliveries that were given up, oldest first, each with what `redeliver` would deliver.
-
-        `requested_at` says when that was asked for; None where it was not.
-        """
-        where, parameters = [], {"limit": limit}
-        for column, wanted in (("v.subscriber", subscriber), ("v.event_id", event_id), ("v.type", type)):
-            if wanted is not None:
-                name = column[2:]
-                pattern = column == "v.type" and "*" in str(wanted)
-                where.append(f"{column} GLOB :{name}" if pattern else f"{column} = :{name}")
-                parameters[name] = glob_of(str(wanted)) if pattern else wanted  # type: ignore[assignment]
-        rows = self.rows(
-            "SELECT v.subscriber, v.event_id, v.type, v.attempts, v.error, v.failed_at, e.source, e.data, e.metadata, "
-            "(SELECT strftime('%Y-%m-%dT%H:%M:%SZ', max(d.requested_us) / 1000000, 'unixepoch') FROM dead_letters d "
-            "JOIN subscriptions s ON s.id = d.subscription_id WHERE d.event_id = v.event_id "
-            "AND s.subscriber = v.subscriber AND d.redelivered_us IS NULL) AS requested_at "
-            "FROM v_dead_letters v JOIN v_events e ON e.id = v.event_id "
-            + (f"WHERE {' AND '.join(where)} " if where else "")
-            + "ORDER BY v.event_id DESC, v.subscriber LIMIT :limit",
-            **parameters,
-        )
-        return rows[::-1]
-
-    def agents(self) -> list[Row]:
-        """Return every known agent in order of the names."""
-        return self.rows("SELECT * FROM v_agents ORDER BY name")
-
-    def agent(self, name: str) -> Row:
-        """Return what is known of one agent: statistics, flags, schedule, subscriptions, last ticks.
-
-        Raises AgentNotFound, naming the agents that exist.
-        """
-        found = self.rows("SELECT * FROM v_agents WHERE name = :name", name=name)
-        if not found:
-            known = ", ".join(row["name"] for row in self.agents()) or "none"
-            raise AgentNotFound(f"no agent {name!r} is known to {self.path}; known are: {known}")
-        row = found[0]
-        row["class"] = self.rows("SELECT class_path FROM agents WHERE name = :name", name=name)[0]["class_path"]
-        row["subscriptions"] = self.rows(
-            "SELECT p.pattern AS pattern, s.cursor AS cursor FROM subscriptions s "
-            "JOIN subscription_patterns p ON p.subscription_id = s.id "
-            "WHERE s.subscriber = :name AND s.ended_us IS NULL ORDER BY p.pattern",
-            name=name,
-        )
-        row["schedule"] = next(
-            iter(
-                self.rows(
-                    'SELECT s."trigger" AS "trigger", '
-                    "strftime('%Y-%m-%dT%H:%M:%SZ', s.next_us / 1000000, 'unixepoch') AS next_at, "
-                    "strftime('%Y-%m-%dT%H:%M:%SZ', s.last_us / 1000000, 'unixepoch') AS last_at "
-                    "FROM schedules s JOIN agents a ON a.id = s.agent_id WHERE a.name = :name",
-                    name=name,
-                )
-            ),
-            None,
-        )
-        row["last_ticks"] = self.rows(
-            "SELECT iteration, kind, outcome, started_at, duration_ms, error FROM v_ticks "
-            "WHERE agent = :name ORDER BY id DESC LIMIT 10",
-            name=name,
-        )
-        return row
-
-    def tasks(
-        self, *, status: str | None = None, agent: str | None = None, name: str | None = None, limit: int = 100
-    ) -> list[Row]:
-        """Return the newest tasks, oldest first, each with why it is held and, of a question, its text."""
-        wanted = {"status": status, "agent": agent, "name": name}
-        parameters = {column: value for column, value in wanted.items() if value is not None}
-        where = " AND ".join(f"v.{column} = :{column}" for column in parameters)
-        if status is not None and status not in ("done", "failed", "cancelled"):
-            where += " AND q.applied_us IS NULL"  # those are few, and their index is small
-        rows = self.rows(
-            "SELECT v.*, q.held AS held, q.question AS question FROM tasks q JOIN v_tasks v ON v.id = q.id "
-            + (f"WHERE {where} " if where else "")
-            + "ORDER BY q.id DESC LIMIT :most",
-            **parameters,
-            most=limit,
-        )
-        return rows[::-1]
-
-    def task(self, task_id: int) -> Row | None:
-        """Return all about one task, its attempts as `attempts_made`; None where there is none."""
-        instant = "strftime('%Y-%m-%dT%H:%M:%S', {0} / 1000000, 'unixepoch') || printf('.%06dZ', {0} % 1000000)"
-        found = self.rows(
-            "SELECT v.*, q.held AS held, q.question AS question, q.answered_by AS answered_by, "
-            f"{instant.format('q.applied_us')} AS applied_at, q.apply_error AS apply_error "
-            "FROM v_tasks v JOIN tasks q ON q.id = v.id WHERE v.id = :id",
-            id=task_id,
-        )
-        if not found:
-            return None
-        attempts = self.rows(
-            f"SELECT number, outcome, {instant.format('started_us')} AS started_at, "
-            f"{instant.format('ended_us')} AS ended_at, cost_usd, reserved_usd, error, traceback "
-            "FROM task_attempts WHERE task_id = :id ORDER BY number",
-            id=task_id,
-        )
-        return {**found[0], "attempts_made": attempts}
-
     def held_tasks(self, task_id: int | None = None) -> list[Row]:
         """Return the tasks that `ael tasks release` would let go on."""
         with self.connect() as connection:
@@ -661,47 +516,6 @@ class Reader:
             why=None if copy is None else f"this database is a copy of {copy.source}",
         )
 
-    def limits(self) -> list[Row]:
-        """Return every limit with what is used of it."""
-        return self.rows("SELECT * FROM v_limits ORDER BY name")
-
-    def status(self) -> Row:
-        """Return the whole in a few figures: last run, iteration, counts, problems."""
-        with self.connect() as connection:
-
-            def one(sql: str) -> Any:
-                return connection.execute(text(sql)).scalar()
-
-            run = connection.execute(text("SELECT * FROM v_runs ORDER BY run_id DESC LIMIT 1")).mappings().first()
-            last = (
-                connection.execute(text("SELECT * FROM v_iterations ORDER BY iteration DESC LIMIT 1"))
-                .mappings()
-                .first()
-            )
-            return {
-                "database": str(self.path),
-                "revision": one("SELECT version_num FROM alembic_version"),
-                "iteration": 0 if last is None else last["iteration"],
-                "paused": one("SELECT value FROM positions WHERE name = 'paused'") == "true",
-                "last_iteration": None if last is None else dict(last),
-                "run": None if run is None else dict(run),
-                "agents": {
-                    row[0]: row[1]
-                    for row in connection.execute(text("SELECT status, count(*) FROM v_agents GROUP BY status"))
-                },
-                "keys": one("SELECT count(*) FROM state"),
-                "pending": one("SELECT count(*) FROM v_pending"),
-                "dead_letters": one("SELECT count(*) FROM v_dead_letters"),
-                "tasks": {
-                    row[0]: row[1]
-                    for row in connection.execute(
-                        text("SELECT status, count(*) FROM tasks WHERE applied_us IS NULL GROUP BY status")
-                    )
-                },
-                "problems": [dict(row) for row in connection.execute(text("SELECT * FROM v_problems")).mappings()],
-                "forked": _parent(one("SELECT value FROM meta WHERE name = 'forked'")),
-            }
-
 
 def _copy_of(facts: dict[str, str]) -> CopyRecord | None:
     """Return from what this database was restored, recovered or forked last; None where it was not."""
@@ -714,14 +528,6 @@ def _copy_of(facts: dict[str, str]) -> CopyRecord | None:
     if (forked := json.loads(facts.get("forked", "null"))) is not None:
         copies.append(CopyRecord(forked["at_us"], str(forked["from"])))
     return max(copies, key=lambda copy: copy.at_us, default=None)
-
-
-def _parent(fact: str | None) -> Row | None:
-    """Return what a fork notes of its parent; None where this is no fork."""
-    if fact is None:
-        return None
-    noted = json.loads(fact)
-    return {name: noted[name] for name in ("from", "instance", "iteration", "moment")} | {"at": iso(noted["at_us"])}
 
 
 def _last_marks(connection: Connection) -> dict[int, tuple[int, ...]]:
@@ -833,7 +639,3 @@ def _is_reply_to(name: str) -> ColumnElement[bool]:
     names = T["event_sources"].alias("recipients")
     number = select(names.c.id).where(names.c.name == name).scalar_subquery()
     return and_(T["events"].c.target_id.is_not(None), T["events"].c.target_id == number)
-
-
-def _literal(prefix: str) -> str:
-    return re.sub(r"[\[?*]", lambda found: f"[{found[0]}]", prefix)

@@ -2,7 +2,8 @@
 
 No function of the modules that create, move and check a schema opens the file of a database except through
 SQLite: closing a plain descriptor would drop the locks of this process's SQLite connections to that file.
-Alembic is imported only where a database has to move, because that takes longer than the rest of a start.
+Alembic is imported only where a database has to move, because that takes longer than the rest of a start; SQLAlchemy
+only where an engine is made, because the dashboard does without it.
 """
 
 from __future__ import annotations
@@ -16,15 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Engine, create_engine, event
-from sqlalchemy.pool import NullPool
-
 from ael_store._version import __version__
 from ael_store.errors import AelError, DatabaseDamaged, DatabaseNotUsable, NotADatabase, SchemaTooNew, SchemaTooOld
 from ael_store.store.sqlite import BUSY_TIMEOUT_MS, connect_to_read, translate
 
 if TYPE_CHECKING:
     from alembic.config import Config
+    from sqlalchemy import Connection, Engine
 
 __all__ = [
     "HEAD",
@@ -156,6 +155,8 @@ def migration_engine(path: Path, *, read_only: bool = False) -> Engine:
     Foreign keys are off, which SQLite accepts only before a transaction: rebuilding a table would delete the
     rows that refer to it. Renames leave references alone, so that a rebuilt table takes its old place.
     """
+    from sqlalchemy import create_engine
+    from sqlalchemy.pool import NullPool
 
     def connect() -> sqlite3.Connection:
         connection = _connect(path, "ro" if read_only else "rw")
@@ -174,6 +175,7 @@ def migration_engine(path: Path, *, read_only: bool = False) -> Engine:
 
 def take_over_transactions(engine: Engine, statement: str) -> None:
     """Begin transactions with `statement`; the driver, which would commit before DDL, begins none itself."""
+    from sqlalchemy import event
 
     @event.listens_for(engine, "connect")
     def connect(connection: sqlite3.Connection, _record: object) -> None:

@@ -13,13 +13,7 @@ import sqlite3
 import weakref
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
-
-from sqlalchemy import Engine, create_engine, event
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
-from sqlalchemy.pool import NullPool, QueuePool
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ael_store.errors import (
     AelError,
@@ -33,6 +27,10 @@ from ael_store.errors import (
 )
 from ael_store.store.advice import advice, was_ours
 from ael_store.store.place import lack_of_room, real_path
+
+if TYPE_CHECKING:  # the dashboard reads without SQLAlchemy, which would double its memory
+    from sqlalchemy import Engine
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 __all__ = ["DURABILITY", "Driver", "connect_to_read", "database_path", "read_engine", "translate", "write_engine"]
 
@@ -55,6 +53,9 @@ def database_path(address: str | os.PathLike[str]) -> Path:
     """
     text = os.fspath(address)
     if "://" in text:
+        from sqlalchemy.engine import make_url
+        from sqlalchemy.exc import ArgumentError
+
         try:
             url = make_url(text)
         except ArgumentError as error:
@@ -74,6 +75,11 @@ def database_path(address: str | os.PathLike[str]) -> Path:
 
 def write_engine(path: Path, durability: str) -> AsyncEngine:
     """Return the engine whose single connection writes."""
+    from sqlalchemy import event
+    from sqlalchemy.engine import URL
+    from sqlalchemy.ext.asyncio import create_async_engine
+    from sqlalchemy.pool import NullPool
+
     engine = create_async_engine(
         URL.create("sqlite+aiosqlite", database=str(path)),
         poolclass=NullPool,
@@ -107,6 +113,9 @@ def write_engine(path: Path, durability: str) -> AsyncEngine:
 
 def read_engine(path: Path) -> Engine:
     """Return an engine that can't write; it works beside a running loop and in a folder that can't be written."""
+    from sqlalchemy import create_engine, event
+    from sqlalchemy.pool import QueuePool
+
     engine = create_engine(
         "sqlite+pysqlite://",
         creator=lambda: connect_to_read(path, check_same_thread=False, isolation_level=""),
