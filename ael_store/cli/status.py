@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -13,9 +12,6 @@ from ael_store.cli.call import Call
 from ael_store.cli.command import command
 from ael_store.cli.output import colored, milliseconds, print_json, say, size
 from ael_store.telemetry import printable
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 __all__ = ["add_to"]
 
@@ -46,9 +42,6 @@ FACTS = (
 )
 """What `--json` prints, in this order."""
 
-PATIENCE_S = 2.0
-"""How long a loop may take to say how it is."""
-
 PROBLEM_COLORS = {"failing_agent": "yellow", "lagging_subscriber": "yellow", "overrun": "yellow", "question": "cyan"}
 
 
@@ -59,71 +52,16 @@ def add_to(app: typer.Typer) -> None:
 
 def status(call: Call) -> None:
     """Show whether a loop runs, how it is doing, and what to look at."""
+    from ael_store.runtime.vitals import status_word, vitals
+
     with call.reader() as reader:
-        facts = {**reader.status(), **_process(call.path), **_sizes(call.path)}
-    run = facts["run"]
-    facts |= _health(call.path)
-    facts["status"] = _status(facts, run)
+        facts = reader.status()
+    facts |= vitals(call.path)
+    facts["status"] = status_word(facts)
     if call.json:
         print_json({name: facts[name] for name in FACTS})
     else:
-        _show(facts, run)
-
-
-def _process(path: Path) -> dict[str, Any]:
-    """Return who holds the database now."""
-    from ael_store.clock import iso
-    from ael_store.store.lock import LOOP, current_holder
-
-    holder = current_holder(path)
-    running = holder is not None and holder.what == LOOP
-    return {
-        "running": running,
-        "pid": holder.pid if holder is not None and running else None,
-        "host": holder.host if holder is not None and running else None,
-        "since": iso(holder.since_us) if holder is not None and running else None,
-        "takes_commands": running and holder is not None and holder.socket is not None,
-    }
-
-
-def _health(path: Path) -> dict[str, Any]:
-    """Return what a loop says of itself; `answers` is None where there is no loop to ask."""
-    from ael_store.store.lock import LOOP, current_holder
-
-    holder = current_holder(path)
-    if holder is None or holder.what != LOOP or holder.socket is None:
-        return {"answers": None, "waiting_for_room_since": None}
-    from ael_store.errors import AelError
-    from ael_store.runtime.control import HEALTH, ask
-
-    try:
-        health = ask(holder.socket, HEALTH, {}, PATIENCE_S)
-    except AelError:
-        return {"answers": False, "waiting_for_room_since": None}
-    return {"answers": True, "waiting_for_room_since": health.get("waiting_for_room_since")}
-
-
-def _sizes(path: Path) -> dict[str, int]:
-    def size_of(suffix: str) -> int:
-        try:
-            return os.stat(f"{path}{suffix}").st_size
-        except FileNotFoundError:
-            return 0
-
-    return {"size_bytes": size_of(""), "wal_bytes": size_of("-wal")}
-
-
-def _status(facts: dict[str, Any], run: dict[str, Any] | None) -> str:
-    """Return one word: running, paused, waiting (for room on the disk), starting, stopped, crashed, or new."""
-    if facts["running"]:
-        if run is None or run["pid"] != facts["pid"] or run["status"] != "running":
-            return "starting"
-        if facts["waiting_for_room_since"] is not None:
-            return "waiting"
-        return "paused" if facts["paused"] else "running"
-    if run is None:
-        return "new"
-    return "crashed" if run["status"] == "running" else str(run["status"])
+        _show(facts, facts["run"])
 
 
 def _show(facts: dict[str, Any], run: dict[str, Any] | None) -> None:
