@@ -123,6 +123,8 @@ class AgentRecord:
     last_error_us: int | None
     created_us: int
     deaths: int
+    data_version: int | None = None
+    """Younger than digests: it counts where it is not None."""
 
 
 @dataclass(slots=True)

@@ -201,6 +201,27 @@ VIEWS: dict[str, str] = {
         FROM tasks q
         JOIN ticks t ON t.id = q.tick_id
         JOIN agents a ON a.id = t.agent_id""",
+    "v_metrics": f"""
+        SELECT s.id AS id, m.channel AS channel, m.name AS name, m.kind AS kind, s.value AS value,
+               a.name AS agent, s.iteration AS iteration, {_time("s.at_us")} AS recorded_at
+        FROM metric_samples s
+        JOIN metrics m ON m.id = s.metric_id
+        JOIN agents a ON a.id = s.agent_id""",
+    "v_metric_hours": f"""
+        SELECT m.channel AS channel, m.name AS name, m.kind AS kind, {_time("h.hour_us")} AS hour,
+               h.samples AS samples, h.total AS total, h.total / h.samples AS mean, h.least AS min, h.most AS max,
+               h.last AS last
+        FROM metric_hours h
+        JOIN metrics m ON m.id = h.metric_id
+        UNION ALL
+        SELECT m.channel, m.name, m.kind, {_time("m.hour_us")}, m.hour_samples, m.hour_total,
+               m.hour_total / m.hour_samples, m.hour_least, m.hour_most, m.value
+        FROM metrics m""",
+    "v_metric_series": f"""
+        SELECT m.channel AS channel, m.name AS name, m.kind AS kind,
+               CASE m.kind WHEN 'counter' THEN m.total ELSE m.value END AS value, m.samples AS samples,
+               m.total AS total, {_time("m.updated_us")} AS updated_at
+        FROM metrics m""",
     "v_problems": f"""
         SELECT 'crashed_run' AS kind, 'run ' || r.id AS subject,
                'pid ' || r.pid || ' on ' || r.host || ' ended without a clean stop' AS detail,
@@ -295,6 +316,9 @@ ABOUT = {
     "v_tasks": "Durable tasks, and questions to people.",
     "v_limits": "What tasks may use of something, and what they have used.",
     "v_agent_hours": "What each agent did in each hour, also of hours whose history was removed.",
+    "v_metrics": "What agents have recorded of their metrics, sample by sample.",
+    "v_metric_hours": "Each hour of each metric, also hours whose samples were removed, and the one that is not over.",
+    "v_metric_series": "Every metric, and what it stands at.",
     "v_causes": "What caused each change, event and task: the unit that made it, and what that unit was handling.",
 }
 """What each view holds, as its page in `docs/reference/views.md` begins."""

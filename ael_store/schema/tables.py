@@ -7,8 +7,9 @@ Tables are ours to change; users read the views (`sqlite_views.py`). Conventions
 - Values are JSON text. Names that repeat (keys, event types, sources) are interned as integers.
 - History tables carry no foreign keys: they are written in bulk and pruned by id, and the parent of a row
   is always older than the row. Small tables do.
-- Secondary indexes are most of a commit's cost, so the history has four, one for each question that a view
-  answers: the changes of a key, the events of a type, the events of a source, the ticks of an agent. Everything
+- Secondary indexes are most of a commit's cost, so the history has five, one for each question that a view
+  answers: the changes of a key, the events of a type, the events of a source, the ticks of an agent, the samples
+  of a metric. Everything
   else is reached through ids: a tick knows the range of its changes and events. The index of `state` on its
   agent is written only when a key changes hands. Tasks are few and have what they need; the index of those that
   are not over is partial, so a start and a limit find them among any number of old ones.
@@ -17,9 +18,11 @@ Tables are ours to change; users read the views (`sqlite_views.py`). Conventions
 from __future__ import annotations
 
 from sqlalchemy import (
+    REAL,
     BigInteger,
     CheckConstraint,
     Column,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -27,8 +30,10 @@ from sqlalchemy import (
     MetaData,
     Table,
     Text,
+    UniqueConstraint,
 )
 from sqlalchemy.schema import SchemaItem
+from sqlalchemy.types import TypeEngine
 
 __all__ = ["KINDS", "OUTCOMES", "metadata"]
 
@@ -43,6 +48,7 @@ NAMING = {
 metadata = MetaData(naming_convention=NAMING)
 
 Int = BigInteger().with_variant(Integer, "sqlite")
+Real: TypeEngine[float] = Double().with_variant(REAL(), "sqlite")
 
 KINDS = {"tick": 0, "event": 1, "start": 2, "error": 3, "shutdown": 4, "task": 5, "outside": 6}
 """How `ticks.kind` is stored."""
@@ -178,6 +184,7 @@ agents = _table(
         comment="how often in a row the process died while one of its hooks ran",
     ),
     _digest(),
+    Column("data_version", Int, comment="version of the agent's own data; NULL where its class never gave one"),
     comment="Agents that this database has known.",
 )
 
@@ -529,4 +536,50 @@ agent_totals = _table(
     Column("events", Int, nullable=False, comment="events handled up to it that count"),
     _digest(),
     comment="What units counted whose rows are gone, or do not count any more: recounting begins here.",
+)
+
+metrics = _table(
+    "metrics",
+    _id("number of the metric"),
+    Column("channel", Text, nullable=False, comment="the agent that records it, or what `push_metrics` said"),
+    Column("name", Text, nullable=False, comment="its name in the channel"),
+    Column("kind", Text, nullable=False, comment="`gauge`, `counter` or `timing`"),
+    Column("samples", Int, nullable=False, comment="samples ever"),
+    Column("total", Real, nullable=False, comment="sum of their values: what a counter stands at, seconds of a timing"),
+    Column("value", Real, nullable=False, comment="value of the newest sample"),
+    Column("updated_us", Int, nullable=False, comment="when that was recorded"),
+    Column("hour_us", Int, nullable=False, comment="when the hour began that is not in `metric_hours` yet"),
+    Column("hour_samples", Int, nullable=False, comment="samples in it"),
+    Column("hour_total", Real, nullable=False, comment="sum of their values"),
+    Column("hour_least", Real, nullable=False, comment="smallest of them"),
+    Column("hour_most", Real, nullable=False, comment="largest of them"),
+    _digest(),
+    CheckConstraint("kind IN ('gauge', 'counter', 'timing')", name="kind"),
+    UniqueConstraint("channel", "name"),
+    comment="Metrics, what they stand at, and the hour that is not over.",
+)
+
+metric_samples = _table(
+    "metric_samples",
+    _id("number of the sample"),
+    Column("metric_id", Int, nullable=False, index=True, comment="the metric"),
+    Column("agent_id", Int, nullable=False, comment="the agent whose unit recorded it; 0 for outside"),
+    Column("iteration", Int, nullable=False, comment="the iteration that the unit belongs to"),
+    Column("at_us", Int, nullable=False, comment="when it was recorded: the `now` of the unit"),
+    Column("value", Real, nullable=False, comment="its value; of a counter its growth, of a timing seconds"),
+    _digest(),
+    comment="What was recorded of metrics.",
+)
+
+metric_hours = _table(
+    "metric_hours",
+    Column("metric_id", Int, ForeignKey("metrics.id"), primary_key=True, autoincrement=False, comment="the metric"),
+    Column("hour_us", Int, primary_key=True, autoincrement=False, comment="when the hour began"),
+    Column("samples", Int, nullable=False, comment="samples in it"),
+    Column("total", Real, nullable=False, comment="sum of their values"),
+    Column("least", Real, nullable=False, comment="smallest of them"),
+    Column("most", Real, nullable=False, comment="largest of them"),
+    Column("last", Real, nullable=False, comment="the last of them"),
+    _digest(),
+    comment="Each hour of a metric that is over, kept for ever.",
 )

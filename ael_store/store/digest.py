@@ -29,6 +29,7 @@ from ael_store.model.state import Change
 __all__ = [
     "GROUPS",
     "Seal",
+    "agent_content",
     "change_content",
     "event_content",
     "fold",
@@ -100,6 +101,11 @@ def event_content(
 def tick_content(row: Sequence[Any]) -> tuple[Any, ...]:
     """Return what counts of a unit's row: its last column is younger than digests, and counts where it is not NULL."""
     return tuple(row if row[-1] is not None else row[:-1])
+
+
+def agent_content(row: Sequence[Any]) -> tuple[Any, ...]:
+    """Return what counts of an agent's row: its last column is younger than digests, too."""
+    return tick_content(row)
 
 
 def iteration_content(row: IterationRecord) -> tuple[Any, ...]:

@@ -28,7 +28,7 @@ from ael_store.model.event import REDACTED
 from ael_store.model.records import TickRow
 from ael_store.schema.tables import metadata
 from ael_store.store.advice import advice
-from ael_store.store.digest import GROUPS, Seal, event_content, fold, row_digest, tick_content
+from ael_store.store.digest import GROUPS, Seal, agent_content, event_content, fold, row_digest, tick_content
 from ael_store.store.moment import Horizon
 from ael_store.store.prune import count_units
 from ael_store.store.revision import explain, reading
@@ -344,6 +344,8 @@ class _Proof:
                 self.report.rows += 1
                 if table == "subscriptions":
                     content = (*content, sorted(patterns.get(row[0], [])))
+                elif table == "agents":
+                    content = agent_content(content)
                 if _digest(content) != digest:
                     self.report.add(f"table {table}, row {row[0]!r}: not what was committed")
 

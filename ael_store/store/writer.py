@@ -40,7 +40,7 @@ from ael_store.model.records import (
 )
 from ael_store.model.state import Cell
 from ael_store.schema.tables import metadata
-from ael_store.store.digest import row_digest, seal
+from ael_store.store.digest import agent_content, row_digest, seal
 
 __all__ = ["Writer"]
 
@@ -87,7 +87,7 @@ class Writer:
         }
         self.upsert = {
             "runs": self._upsert("runs", (*_columns(RunRecord), "digest")),
-            "agents": self._upsert("agents", (*_columns(AgentRecord), "digest")),
+            "agents": self._upsert("agents", (*_columns(AgentRecord)[:-1], "digest", "data_version")),
             "agent_stats": self._upsert("agent_stats", (*_columns(AgentStats), "digest")),
             "agent_marks": self._upsert("agent_marks", (*AgentMark._fields, "digest")),
             "agent_totals": self._upsert("agent_totals", (*_columns(AgentTotals), "digest")),
@@ -226,7 +226,8 @@ class Writer:
             cursor.execute(self.take, (commit.token, holder, commit.at_us))
         fresh: dict[tuple[str, str], int] = {}
         if commit.agents:
-            many(self.upsert["agents"], _rows_with_digest(AgentRecord, commit.agents.values()))
+            rows = _rows(AgentRecord, commit.agents.values())
+            many(self.upsert["agents"], [(*row[:-1], row_digest(agent_content(row)), row[-1]) for row in rows])
         if commit.changes:
             self._write_changes(cursor, commit, fresh)
         if commit.events:

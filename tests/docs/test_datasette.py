@@ -43,6 +43,9 @@ class Siren(AgentBase):
         raise RuntimeError("no power")
 """
 
+NOTHING_YET = {"cost-per-day", "metrics", "samples-of-a-metric", "hours-of-a-metric"}
+"""Recipes that these agents have no rows for."""
+
 Get = Callable[[str], str]
 
 
@@ -117,7 +120,7 @@ def test_canned_query_runs_while_the_loop_goes_on(name: str, live: Path, get: Ge
 
     assert answer.get("error") is None
     assert not answer["truncated"]
-    assert name == "cost-per-day" or answer["rows"]
+    assert name in NOTHING_YET or answer["rows"]
     until(lambda: iteration(live) > before)
 
 

@@ -54,6 +54,7 @@ TYPES: dict[str, Callable[[Any], bool]] = {
     "JSON": lambda value: isinstance(value, str) and is_json(value),
     "time": lambda value: isinstance(value, str) and is_time(value),
     "ms": lambda value: isinstance(value, float),
+    "number": lambda value: isinstance(value, float),
     "USD": lambda value: isinstance(value, float),
 }
 

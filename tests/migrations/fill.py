@@ -61,6 +61,8 @@ def fill(path: Path, revision: str, *, iterations: int = 40) -> None:
             _attempts_limits_and_replies(connection)
         if revision >= "0006":
             _hours(connection)
+        if revision >= "0007":
+            _metrics(connection)
         connection.execute("COMMIT")
     finally:
         connection.close()
@@ -374,6 +376,54 @@ def _hours(connection: sqlite3.Connection) -> None:
             events=2 * hour,
             measured=11 * hour,
             total_us=5000 * hour,
+        )
+
+
+def _metrics(connection: sqlite3.Connection) -> None:
+    connection.execute("UPDATE agents SET data_version = 3 WHERE id = 1")
+    hour = 3600 * SECOND_US
+    began = BEGAN_US // hour * hour
+    for metric, (channel, name, kind) in enumerate(
+        (("kitchen", "temperature", "gauge"), ("kitchen", "reads", "counter"), ("collector", "fetch", "timing")), 1
+    ):
+        for place in range(4):
+            _insert(
+                connection,
+                "metric_samples",
+                id=4 * (metric - 1) + place + 1,
+                metric_id=metric,
+                agent_id=1,
+                iteration=10 * place,
+                at_us=began + place * hour // 2,
+                value=place + 0.5,
+            )
+        _insert(
+            connection,
+            "metrics",
+            id=metric,
+            channel=channel,
+            name=name,
+            kind=kind,
+            samples=4,
+            total=8.0,
+            value=3.5,
+            updated_us=began + 3 * hour // 2,
+            hour_us=began + hour,
+            hour_samples=2,
+            hour_total=6.0,
+            hour_least=2.5,
+            hour_most=3.5,
+        )
+        _insert(
+            connection,
+            "metric_hours",
+            metric_id=metric,
+            hour_us=began,
+            samples=2,
+            total=2.0,
+            least=0.5,
+            most=1.5,
+            last=1.5,
         )
 
 

@@ -15,7 +15,7 @@ from tests.migrations.fill import ask, common, digests, execute, layout, view_ro
 
 STEPS = list(pairwise(REVISIONS))
 
-VIEWS_OF = {"0001": 8, "0002": 9, "0003": 11, "0004": 11, "0005": 12, "0006": 14}
+VIEWS_OF = {"0001": 8, "0002": 9, "0003": 11, "0004": 11, "0005": 12, "0006": 14, "0007": 17}
 
 
 @pytest.mark.parametrize(("before", "after"), STEPS)

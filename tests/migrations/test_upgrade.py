@@ -57,7 +57,8 @@ def test_upgrade_reports_what_it_did_and_tells_each_step(filled: Callable[[str],
         "schema 0003 -> 0004",
         "schema 0004 -> 0005",
         "schema 0005 -> 0006",
-        "schema is at revision 0006",
+        "schema 0006 -> 0007",
+        "schema is at revision 0007",
     ]
 
 
@@ -109,7 +110,7 @@ def test_backups_never_replace_one_another(filled: Callable[[str], Path]) -> Non
     first = upgrade(path).backup
     assert first is not None
     for second in range(60):  # the names that the next one might want
-        first.with_name(f"ael.db.bak-0006-20260101T0000{second:02}Z").touch()
+        first.with_name(f"ael.db.bak-0007-20260101T0000{second:02}Z").touch()
 
     others = [downgrade(path, "0001").backup, upgrade(path).backup, downgrade(path, "0001").backup]
 
@@ -130,7 +131,7 @@ def test_upgrade_without_backup_makes_none(filled: Callable[[str], Path]) -> Non
 def test_newer_schema_is_refused_and_the_backups_are_named(path: Path, move: Callable[[Path], object]) -> None:
     create_database(path)
     set_revision(path, "9999")
-    backup = path.with_name("ael.db.bak-0006-20260101T000000Z")
+    backup = path.with_name("ael.db.bak-0007-20260101T000000Z")
     shutil.copyfile(path, backup)
 
     with pytest.raises(SchemaTooNew, match="database schema 9999 was written by a newer ael_store") as caught:
@@ -146,7 +147,7 @@ def test_unknown_target_is_refused_with_the_revisions_that_exist(path: Path, rev
     path.touch()
     upgrade(path, revision="0001")
 
-    with pytest.raises(UsageError, match="the revisions are 0001, 0002, 0003, 0004, 0005, 0006"):
+    with pytest.raises(UsageError, match="the revisions are 0001, 0002, 0003, 0004, 0005, 0006, 0007"):
         downgrade(path, revision)
 
 
@@ -156,7 +157,7 @@ def test_wrong_direction_is_refused_with_the_right_command(filled: Callable[[str
     with pytest.raises(UsageError, match="use `ael db downgrade 0001`"):
         upgrade(path, revision="0001")
     with pytest.raises(UsageError, match="use `ael db upgrade`"):
-        downgrade(path, "0006")
+        downgrade(path, "0007")
 
 
 def test_short_of_space_nothing_is_begun(filled: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

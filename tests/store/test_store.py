@@ -289,6 +289,10 @@ PLANS = {
     "number of runs": "SELECT * FROM v_runs WHERE run_id = 1",
     "key of tasks": "SELECT * FROM v_tasks WHERE key = 'a'",
     "agent of tasks": "SELECT * FROM v_tasks WHERE agent = 'a'",
+    "number of a sample": "SELECT * FROM v_metrics WHERE id = 1",
+    "metric of samples": "SELECT * FROM v_metrics WHERE channel = 'a' AND name = 'b' ORDER BY id DESC LIMIT 10",
+    "metric of hours": "SELECT * FROM v_metric_hours WHERE channel = 'a' AND name = 'b'",
+    "channel of metrics": "SELECT * FROM v_metric_series WHERE channel = 'a'",
 }
 
 
@@ -301,6 +305,18 @@ async def test_view_answers_without_a_scan(tmp_path: Path, question: str) -> Non
     plan = [str(row[3]) for row in rows(store.path, f"EXPLAIN QUERY PLAN {PLANS[question]}")]
 
     assert not [step for step in plan if step.startswith("SCAN")], plan
+
+
+async def test_newest_samples_of_a_metric_come_in_the_order_of_the_index(tmp_path: Path) -> None:
+    """So the newest ten cost ten rows, however many there are."""
+    store = Store(tmp_path / "ael.db")
+    await store.open("test")
+    await store.close()
+
+    plan = [str(row[3]) for row in rows(store.path, f"EXPLAIN QUERY PLAN {PLANS['metric of samples']}")]
+
+    assert any("ix_metric_samples_metric_id (metric_id=?)" in step for step in plan), plan
+    assert not any("TEMP B-TREE" in step for step in plan), plan
 
 
 async def test_pending_is_found_through_the_index_of_the_type(tmp_path: Path) -> None:
