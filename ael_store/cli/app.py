@@ -21,6 +21,7 @@ from ael_store.cli import (
     new,
     replay,
     run,
+    service,
     sql,
     state,
     status,
@@ -53,6 +54,7 @@ def make_app() -> typer.Typer:
         sql,
         fork,
         replay,
+        service,
         db,
     ):
         noun.add_to(app)

@@ -52,6 +52,7 @@ def run(call: Call, target: str, **options: Any) -> None:
     # The largest import comes first: the others then fit into memory that it leaves free.
     from ael_store.compat import get_event_bus, get_state_context
     from ael_store.runtime.controller import AELController
+    from ael_store.runtime.service_manager import ServiceManager
 
     progress = _start_logging(call, settings := loaded.settings, options)
     with nullcontext() if progress is None else progress.shown():
@@ -66,6 +67,7 @@ def run(call: Call, target: str, **options: Any) -> None:
             max_agents=settings.max_agents,
             settings=settings,
             take_over=bool(options.get("take_over")),
+            service=ServiceManager.from_environment(),
         )
         if call.json:
             controller.observe(_printer(controller))

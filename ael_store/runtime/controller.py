@@ -32,6 +32,7 @@ from ael_store.runtime.manager import AgentManager
 from ael_store.runtime.measure import IterationSummary
 from ael_store.runtime.run import Parts, Run
 from ael_store.runtime.scheduler import Scheduler, check_strategy
+from ael_store.runtime.service_manager import ServiceManager
 from ael_store.settings import Settings
 from ael_store.store.store import Store
 
@@ -48,7 +49,8 @@ class AELController:
     `store` is a path, a URL, or a `Store`; without one `AEL_DB`, else `ael.db` in the working directory, so a loop
     is durable unless it is told `store=":memory:"`. `tick_rate` is the period of the clock in seconds (1.0), 0 means
     back to back; `strategy` is "priority", "round_robin" or "load_aware". What else can be set is in `settings`; the
-    arguments that are given here win over it. With `take_over` the loop takes the database from an owner that does
+    arguments that are given here win over it. `service` is told how the loop is, as systemd wants it
+    (`ServiceManager.from_environment()`). With `take_over` the loop takes the database from an owner that does
     not answer, and which then can commit nothing more.
     """
 
@@ -67,6 +69,7 @@ class AELController:
         settings: Settings | None = None,
         clock: Clock | None = None,
         take_over: bool = False,
+        service: ServiceManager | None = None,
     ) -> None:
         settings = settings or Settings()
         tick_rate = settings.tick_rate if tick_rate is None else tick_rate
@@ -103,7 +106,8 @@ class AELController:
             self.settings.event_bytes,
             self.settings.value_depth,
         )
-        self._host = Host(self.clock, self.store, limits)
+        self.service = service if service is not None else ServiceManager()
+        self._host = Host(self.clock, self.store, limits, self.service)
         self._attach()
         self._life: Lifecycle | None = None
         self._task: asyncio.Task[None] | None = None
@@ -172,13 +176,14 @@ class AELController:
 
     async def _work(self, iterations: int | None) -> None:
         store = self.store
-        resumed = await store.open(
-            "loop",
-            upgrade_schema=self.settings.upgrade == "auto",
-            backup=self.settings.backup,
-            progress=log.info,
-            take_over=partial(refuse_if_it_answers, store.path) if self.take_over else None,
-        )
+        async with self.service.patience(log.info) as upgrading:
+            resumed = await store.open(
+                "loop",
+                upgrade_schema=self.settings.upgrade == "auto",
+                backup=self.settings.backup,
+                progress=upgrading,
+                take_over=partial(refuse_if_it_answers, store.path) if self.take_over else None,
+            )
         life: Lifecycle | None = None
         failure: BaseException | None = None
         try:
@@ -196,8 +201,10 @@ class AELController:
             del resumed
             life.run.stopping = self._stop_requested
             await life.begin()
+            self.service.ready(f"iteration {life.run.journal.iteration}, {life.run.virtual('ael_status')}")
             await life.main()
             life.run.stopping = True
+            self.service.stopping()
             await life.end()
         except BaseException as error:
             failure = error

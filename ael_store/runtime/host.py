@@ -16,6 +16,7 @@ from ael_store.model.values import Limits, decode
 from ael_store.runtime.agent import AgentBase
 from ael_store.runtime.measure import IterationSummary
 from ael_store.runtime.outside import Outside, Request
+from ael_store.runtime.service_manager import ServiceManager
 from ael_store.store.reader import Reader, history_entry
 
 if TYPE_CHECKING:
@@ -28,10 +29,11 @@ __all__ = ["Host"]
 class Host:
     """Answers the context, the bus and the manager of one controller. May be used from any thread."""
 
-    def __init__(self, clock: Clock, store: Store, limits: Limits) -> None:
+    def __init__(self, clock: Clock, store: Store, limits: Limits, service: ServiceManager) -> None:
         self.clock = clock
         self.store = store
         self.limits = limits
+        self.service = service
         self.outside = Outside(clock)
         self.outside.limits = limits
         self.run: Run | None = None

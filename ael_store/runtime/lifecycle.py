@@ -293,7 +293,11 @@ class Lifecycle:
                     return hook_job(run, slot, "start")
             return None
 
-        await run.workbench.run(next_job, lambda job: settle(run, job))
+        def started(job: Job) -> None:
+            settle(run, job)
+            run.host.service.extend(f"{job} has ended; {len(waiting)} agents still have to start")
+
+        await run.workbench.run(next_job, started)
         if run.journal.commit.ticks:
             await run.commit("start")
 
@@ -329,6 +333,7 @@ class Lifecycle:
                 await run.pruner.step()
                 await asyncio.sleep(0)
             else:
+                run.alive()
                 await self._wait(self._next_due())
 
     def due(self) -> Due | None:
@@ -421,6 +426,8 @@ class Lifecycle:
         alarm = self._alarm
         if run.clock.real and until is not None:
             until = min(until, run.clock.monotonic() + LOOK_S)
+        if (sign_at := run.next_sign_of_life()) is not None:
+            until = sign_at if until is None else min(until, sign_at)
         if alarm is None or until is None or until - run.clock.monotonic() < SHORTEST_ALARM_S:
             await run.clock.wait(run.bell, until)
             return

@@ -32,6 +32,7 @@ from ael_store.runtime.outside import Outside
 from ael_store.runtime.pruner import Pruner
 from ael_store.runtime.roster import Roster
 from ael_store.runtime.schedules import Schedules
+from ael_store.runtime.service_manager import ServiceManager
 from ael_store.runtime.tasks import TaskBoard
 from ael_store.runtime.tick import Job, Workbench
 
@@ -55,6 +56,7 @@ class RunHost(ContextHost, AgentHost, Protocol):
     """What contexts and agents of a run are attached to."""
 
     outside: Outside
+    service: ServiceManager
     observers: list[Callable[[IterationSummary], None]]
 
 
@@ -236,6 +238,7 @@ class Run:
         commit = self.journal.take(kind, self.clock.now_us())
         await self._write(commit, take_from)
         self.journal.done()
+        self.alive()
         self.tasks.committed(commit.known_keys)
         replies, self.replies = self.replies, []
         for future, result, error in replies:
@@ -280,8 +283,21 @@ class Run:
         """Wait; only a stop that comes meanwhile ends it early."""
         until, was_stopping = self.clock.monotonic() + length_s, self.stopping
         while self.stopping == was_stopping and self.clock.monotonic() < until:
-            await self.clock.wait(self.bell, until)
+            self.alive()
+            await self.clock.wait(self.bell, min(until, self.next_sign_of_life() or until))
         self.bell.ring()  # for whoever rang it meanwhile
+
+    # -- telling the service manager --
+
+    def alive(self) -> None:
+        """Give a sign of life: an iteration is committed, or nothing is due, or there is no room for a commit."""
+        word = "waiting for room on the disk" if self.full_since_us is not None else self.virtual("ael_status")
+        self.host.service.alive(f"iteration {self.journal.iteration}, {word}")
+
+    def next_sign_of_life(self) -> float | None:
+        """Return the monotonic time by which the service manager wants the next one; None where it wants none."""
+        period_s = self.host.service.period_s
+        return None if period_s is None else self.clock.monotonic() + period_s
 
     # -- asking --
 
