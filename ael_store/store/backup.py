@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from ael_store.clock import SystemClock, from_us
 from ael_store.errors import DatabaseDamaged, DatabaseNotUsable, NotADatabase, OwnedElsewhere, StorageFailed, UsageError
 from ael_store.store.advice import advice
 from ael_store.store.lock import current_holder
+from ael_store.store.progress import Tell, telling
 from ael_store.store.revision import HEAD, current_revision, reading
 from ael_store.store.schema_check import check
 from ael_store.store.verify import verify
@@ -37,11 +36,6 @@ __all__ = [
     "verified_copy",
 ]
 
-Tell = Callable[[str], None]
-
-SILENCE_S = 2.0
-"""How long a copy may take before its progress is told, and the time from one line to the next."""
-
 BESIDE = ("-wal", "-shm", "-journal")
 """What SQLite keeps beside a database."""
 
@@ -60,9 +54,10 @@ class BackupReport:
 # -- what an upgrade does first ---------------------------------------------------------------------
 
 
-def require_space(path: Path) -> None:
-    """Refuse to begin where the disk can't hold a backup and a rebuilt table beside the database."""
-    need_space(path.parent, 2 * size_of(path), f"the upgrade of {path}", "twice the database")
+def require_space(path: Path, *, backup: bool) -> None:
+    """Refuse to begin where the disk can't hold a rebuilt table, and a backup, beside the database."""
+    times, why = (2, "twice the database") if backup else (1, "as much as the database")
+    need_space(path.parent, times * size_of(path), f"the upgrade of {path}", why)
 
 
 def back_up(path: Path, tell: Tell) -> Path:
@@ -155,33 +150,19 @@ def taken(target: Path) -> UsageError:
 
 def copy_database(path: Path, temporary: Path, tell: Tell) -> None:
     """Write what a database holds at this moment into an empty file, by SQLite; tells how far it is."""
-    with _telling(temporary, size_of(path), tell), reading(path) as connection:
+    expected = megabytes(size_of(path))
+
+    def written(_seconds: int) -> str:
+        return f"{megabytes(temporary.stat().st_size)} of at most {expected} are written"
+
+    with telling(tell, written), reading(path) as connection:
         connection.execute("VACUUM INTO ?", (str(temporary),))
-
-
-@contextlib.contextmanager
-def _telling(temporary: Path, expected: int, tell: Tell) -> Iterator[None]:
-    """Tell now and then how much of a file is written; only its size is looked at."""
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(SILENCE_S):
-            with contextlib.suppress(OSError):
-                tell(f"{megabytes(temporary.stat().st_size)} of at most {megabytes(expected)} are written")
-
-    thread = threading.Thread(target=watch, name="ael-progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
 
 
 def verified_copy(temporary: Path, source: Path, tell: Tell, *, prove: bool = True) -> BackupReport:
     """Say what a fresh copy holds; raises DatabaseDamaged where it can't be trusted."""
     revision = current_revision(temporary)
-    with reading(temporary) as connection:
+    with telling(tell, lambda seconds: f"checking the copy, {seconds} s so far"), reading(temporary) as connection:
         found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(5)")]
         problems = [line for line in found if line != "ok"]
         iteration = 0

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from sqlalchemy.exc import DBAPIError
 
 from ael_store.errors import AelError, DatabaseDamaged, StorageFailed, UsageError
 from ael_store.store.create import create_database, exists
+from ael_store.store.progress import Tell, telling
 from ael_store.store.revision import (
     HEAD,
     alembic_config,
@@ -48,8 +48,6 @@ __all__ = [
     "upgrade",
 ]
 
-Progress = Callable[[str], None]
-
 
 @dataclass(frozen=True, slots=True)
 class UpgradeReport:
@@ -62,9 +60,7 @@ class UpgradeReport:
     """The database as it was before; None where none was made."""
 
 
-def upgrade(
-    path: Path, *, backup: bool = True, revision: str = "head", progress: Progress | None = None
-) -> UpgradeReport:
+def upgrade(path: Path, *, backup: bool = True, revision: str = "head", progress: Tell | None = None) -> UpgradeReport:
     """Bring the schema up to `revision`, whole or not at all; does nothing where it is there already.
 
     First makes a verified backup beside the file (`ael.db.bak-0001-20260131T120000Z`). `progress` gets a line
@@ -84,7 +80,7 @@ def upgrade(
     return _move(path, config, before, known[there], backup=backup, progress=progress, down=False)
 
 
-def downgrade(path: Path, revision: str, *, backup: bool = True, progress: Progress | None = None) -> UpgradeReport:
+def downgrade(path: Path, revision: str, *, backup: bool = True, progress: Tell | None = None) -> UpgradeReport:
     """Bring the schema back to `revision` (`0002`, or `-1` for the one before), for an older ael_store.
 
     Loses what the older schema can't hold; the backup has it. Otherwise like `upgrade`.
@@ -122,7 +118,7 @@ def _move(
     target: str,
     *,
     backup: bool,
-    progress: Progress | None,
+    progress: Tell | None,
     down: bool,
 ) -> UpgradeReport:
     """Back up, then let Alembic run in one transaction."""
@@ -132,10 +128,14 @@ def _move(
     path = path.resolve()
     from ael_store.store.backup import back_up, require_space  # with `verify` they are large, and seldom needed
 
-    require_space(path)
-    saved = back_up(path, tell) if backup and before is not None else None
+    backup = backup and before is not None
+    if before is not None:
+        tell(f"{'downgrading' if down else 'upgrading'} {path} from revision {before} to {target}")
+    require_space(path, backup=backup)
+    saved = back_up(path, tell) if backup else None
     try:
-        _run_alembic(path, config, target, tell, down=down)
+        with telling(tell, lambda seconds: f"moving from revision {before} to {target}, {seconds} s so far"):
+            _run_alembic(path, config, target, tell, down=down)
     except (DBAPIError, sqlite3.Error) as error:
         raise _with_backup(explain(error, path), saved) from error
     except AelError as error:
@@ -158,7 +158,7 @@ def _with_backup(error: AelError, saved: Path | None) -> AelError:
     return type(error)(f"{error}. The database is as it was{where}")
 
 
-def _run_alembic(path: Path, config: Config, target: str, tell: Progress, *, down: bool) -> None:
+def _run_alembic(path: Path, config: Config, target: str, tell: Tell, *, down: bool) -> None:
     from alembic import command
 
     engine = migration_engine(path)

@@ -40,6 +40,8 @@ CHUNK = 2000
 """Commits that are looked at together."""
 NEWEST, NEWEST_UNITS = 500, 1000
 """How many commits the quick form looks at, at most: so many, or the last ones that have so many units."""
+MOST_TOGETHER = 1000
+"""How many iterations share a commit at most (`runtime/iteration.py`)."""
 SHOWN = 100
 """Problems that are described; the others are counted."""
 
@@ -148,7 +150,8 @@ def look_at_newest(connection: sqlite3.Connection) -> VerifyReport:
         proof = _Proof(connection, report)
         proof.seals(max(proof.before_newest(), proof.horizon.commit_id), lambda line: None)
         proof.rows_in_place(newest=NEWEST_UNITS)
-        proof.newest_values(max(0, proof.first_change - 1))
+        if proof.first_change is not None:
+            proof.newest_values(max(0, proof.first_change - 1))
     except (ValueError, TypeError) as error:
         report.add(f"it can't be read: {error}")
     return report
@@ -161,8 +164,8 @@ class _Proof:
         self.connection = connection
         self.report = report
         connection.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")  # changed bits may be no text
-        self.first_change = 1
-        """The first change that `seals` met."""
+        self.first_change: int | None = None
+        """The first change that `seals` met; None where no commit had a seal."""
         self.kept: dict[tuple[str, int], int] = {
             (kind, number): digest
             for kind, number, digest in connection.execute(
@@ -177,16 +180,24 @@ class _Proof:
 
     def before_newest(self) -> int:
         """Return the commit after which the newest begin."""
-        units = after = 0
+        ((last_iteration, last_commit),) = self.rows(
+            "SELECT coalesce(max(id), 0), max(coalesce((SELECT max(id) FROM commits), 0), coalesce((SELECT commit_id "
+            "FROM iterations ORDER BY id DESC LIMIT 1), 0)) FROM iterations"
+        )
+        units, after = 0, None
         for commit, raw in self.rows(
-            "SELECT commit_id, seal FROM iterations WHERE seal IS NOT NULL ORDER BY id DESC LIMIT ?", NEWEST
+            "SELECT commit_id, seal FROM iterations WHERE id > ? AND seal IS NOT NULL ORDER BY id DESC LIMIT ?",
+            last_iteration - NEWEST * MOST_TOGETHER,
+            NEWEST,
         ):
             seal = Seal.unpack(raw)
             units += 0 if seal is None else seal.ticks
+            if after is None or units <= NEWEST_UNITS:
+                after = int(commit) - 1
             if units > NEWEST_UNITS:
-                return after or int(commit) - 1
-            after = int(commit) - 1
-        return max(0, after)
+                break
+        # Those of a schema without seals may be millions, and can't be proven.
+        return max(0, last_commit - NEWEST if after is None else after)
 
     # -- numbers --
 
@@ -223,12 +234,10 @@ class _Proof:
     def seals(self, after: int, tell: Tell) -> None:
         """Compare each commit after `after` with its seal."""
         before: Seal | None = None
-        began = True
         for chunk in self._commits(after):
             content = _Content(self, chunk)
-            if began:
+            if self.first_change is None and any(commit.seal is not None for commit in chunk):
                 self.first_change = content.first_change
-                began = False
             for commit in chunk:
                 self.report.commits += 1
                 if commit.seal is None:
@@ -367,8 +376,10 @@ class _Proof:
         if not self.rows("SELECT 1 FROM sqlite_schema WHERE name = 'task_attempts'"):
             return  # an older schema, which had no attempts
         for number, attempts, found in self.rows(
+            # the first of a task that has been in an older schema are not there
             "SELECT t.id, t.attempts, count(a.id) FROM tasks t LEFT JOIN task_attempts a ON a.task_id = t.id "
-            "WHERE t.digest IS NOT NULL GROUP BY t.id HAVING t.attempts <> count(a.id)"
+            "WHERE t.digest IS NOT NULL GROUP BY t.id "
+            "HAVING count(a.id) <> t.attempts - coalesce(min(a.number) - 1, t.attempts)"
         ):
             self.report.add(f"task {number}: counts {attempts} attempts, there are {found}")
         for number, cost, found in self.rows(

@@ -64,6 +64,11 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_positions")),
         sqlite_strict=True,
     )
+    # What `downgrade` has kept in a table that every revision has.
+    op.execute(
+        "INSERT INTO positions (name, value) SELECT substr(name, 10), value FROM meta WHERE name LIKE 'position/%'"
+    )
+    op.execute("DELETE FROM meta WHERE name LIKE 'position/%'")
     op.create_table(
         "moves",
         sa.Column("id", Int, autoincrement=False, nullable=False),
@@ -78,6 +83,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("moves")
+    op.execute("INSERT INTO meta (name, value) SELECT 'position/' || name, value FROM positions")
     op.drop_table("positions")
     op.drop_table("schedules")
     op.drop_table("delayed_events")

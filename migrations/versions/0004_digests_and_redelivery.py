@@ -5,6 +5,8 @@ Revision: 0004, follows: 0003
 
 from __future__ import annotations
 
+import json
+
 import sqlalchemy as sa
 from alembic import op
 
@@ -14,6 +16,11 @@ branch_labels = None
 depends_on = None
 
 Int = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+META = sa.table("meta", sa.column("name"), sa.column("value"))
+TOTALS = sa.table("agent_totals", *(sa.column(name) for name in ("agent_id", "tick_id", "ticks", "errors", "events")))
+KEPT = "agent_totals"
+"""Where `meta`, a table that every revision has, keeps the totals: else nothing says what removed units counted."""
 
 WITH_DIGEST = (
     "runs",
@@ -58,9 +65,16 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("agent_id", name=op.f("pk_agent_totals")),
         sqlite_strict=True,
     )
+    kept = op.get_bind().execute(sa.select(META.c.value).where(META.c.name == KEPT)).scalar()
+    if kept is not None:
+        op.bulk_insert(TOTALS, json.loads(kept))
+        op.execute(META.delete().where(META.c.name == KEPT))
 
 
 def downgrade() -> None:
+    totals = [dict(row) for row in op.get_bind().execute(sa.select(TOTALS)).mappings()]
+    if totals:
+        op.execute(META.insert().values(name=KEPT, value=json.dumps(totals)))
     op.drop_table("agent_totals")
     op.drop_table("row_digests")
     for table in reversed(WITH_DIGEST):

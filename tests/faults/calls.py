@@ -32,7 +32,7 @@ from tests.faults.shim import Call, Mode, Op
 from tests.faults.trial import Report, Tell
 from tests.faults.workers import AGENTS, COMMITTING, Crew, Ended, Worker, often_move_the_log
 
-__all__ = ["JOBS", "WAYS", "Start", "handle", "run", "start_of"]
+__all__ = ["JOBS", "NAMES", "WAYS", "Start", "copy_folder", "handle", "judge_end", "run", "start_of"]
 
 NAMES = re.compile(
     r"(ael|copy|second)\.db(-wal|-shm)?|ael\.db\.(lock|unit)"
@@ -310,7 +310,7 @@ def start_of(worker: Worker, name: str) -> Start:
         job.prepare(worker, folder)
         worker.shim.unwatch()
         seen = folder.with_name(folder.name + "-seen")  # looking at a database makes files beside it
-        _copy(folder, seen)
+        copy_folder(folder, seen)
         path = seen / "ael.db"
         start = Start(folder, Ledger(path))
         if job.prepare is _prepare_old:
@@ -323,7 +323,7 @@ def start_of(worker: Worker, name: str) -> Start:
     return _starts[name]
 
 
-def _copy(folder: Path, target: Path) -> None:
+def copy_folder(folder: Path, target: Path) -> None:
     shutil.copytree(folder, target, ignore=shutil.ignore_patterns("*.sock"))  # a socket can't be copied
 
 
@@ -333,7 +333,7 @@ def handle(worker: Worker, task: dict[str, Any]) -> dict[str, Any]:
     job, folder = (JOBS | BROKEN)[task["job"]], worker.folder / "trial"
     start = copy.deepcopy(start_of(worker, task["job"]))
     shutil.rmtree(folder, ignore_errors=True)
-    _copy(start.folder, folder)
+    copy_folder(start.folder, folder)
     path = start.ledger.path = folder / "ael.db"
     way, at = WAYS.get(task.get("way", "")), task.get("at", 0)
     worker.shim.watch(folder)
@@ -346,7 +346,7 @@ def handle(worker: Worker, task: dict[str, Any]) -> dict[str, Any]:
         assert ended.status == 0, ended.stderr
         return {"calls": [[call.op, call.name, call.length, call.phase] for call in calls]}
 
-    found = [] if not struck else _judge_end(ended, way, calls[at - 1], folder)
+    found = [] if not struck else judge_end(ended, way, calls[at - 1], folder)
     if not struck and ended.status != DONE:
         found.append(f"wrong: ended with {ended.status} without a fault")
     cant_remove = struck > 0 and not way.kills and calls[at - 1].op == Op.UNLINK
@@ -367,7 +367,7 @@ def handle(worker: Worker, task: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def _judge_end(ended: Ended, way: Way, call: Call, folder: Path) -> list[str]:
+def judge_end(ended: Ended, way: Way, call: Call, folder: Path) -> list[str]:
     """How may a job end at which this call went wrong?"""
     found = []
     if ended.status is None:

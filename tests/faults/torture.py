@@ -67,6 +67,7 @@ PLANS = {
         Plan("takeover", "owners that stand still and are overtaken"),
         Plan("simulation", "a whole system on a virtual clock against a model, from a seed", "seeds", 500, 10_000),
         Plan("backups", "backup, restore, upgrade and recovery killed midway"),
+        Plan("upgrade", "a start on a database of each earlier revision, killed or failed at each call", "calls", 600),
         Plan("soak", "many iterations: memory, file handles and threads stay flat", "iterations", 50_000, 1_000_000),
     )
 }

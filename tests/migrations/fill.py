@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ael_store.model.event import REDACTED
+
 Layout = Mapping[str, Sequence[str]]
 """The columns of each table."""
 
@@ -99,6 +101,7 @@ def _core(connection: sqlite3.Connection, iterations: int) -> None:
 
     for number, name in enumerate(AGENTS, 1):
         is_quarantined = number == len(AGENTS)
+        errors = iterations // 7 if is_quarantined else 0
         _insert(
             connection,
             "agents",
@@ -121,9 +124,9 @@ def _core(connection: sqlite3.Connection, iterations: int) -> None:
             connection,
             "agent_stats",
             agent_id=number,
-            ticks=iterations,
-            errors=number,
-            events=iterations,
+            ticks=iterations - errors,
+            errors=errors,
+            events=0,
             measured=iterations,
             total_us=iterations * 1500,
             max_us=9000,
@@ -222,15 +225,15 @@ def _core(connection: sqlite3.Connection, iterations: int) -> None:
                 timestamp_us=None if iteration % 2 else started + 1,
                 tick_id=tick,
             )
-            _insert_state(connection, agent, value, iteration, change)
+            _insert_state(connection, agent, value, change)
 
 
-def _insert_state(connection: sqlite3.Connection, agent: int, value: str, version: int, change: int) -> None:
+def _insert_state(connection: sqlite3.Connection, agent: int, value: str, change: int) -> None:
     connection.execute(
-        "INSERT INTO state (key_id, value, version, change_id, agent_id) VALUES (?, ?, ?, ?, ?) "
-        "ON CONFLICT (key_id) DO UPDATE SET value = excluded.value, version = excluded.version, "
+        "INSERT INTO state (key_id, value, version, change_id, agent_id) VALUES (?, ?, 1, ?, ?) "
+        "ON CONFLICT (key_id) DO UPDATE SET value = excluded.value, version = version + 1, "
         "change_id = excluded.change_id",
-        (agent, value, version, change, agent),
+        (agent, value, change, agent),
     )
 
 
@@ -300,7 +303,7 @@ def _commands_and_tasks(connection: sqlite3.Connection) -> None:
             error="OSError: refused" if status == "failed" else None,
             cost_usd="0.0125",
             created_us=BEGAN_US,
-            next_us=BEGAN_US + SECOND_US,
+            next_us=None if is_over else BEGAN_US + SECOND_US,
             started_us=BEGAN_US + SECOND_US,
             ended_us=BEGAN_US + 2 * SECOND_US if is_over else None,
             tick_id=number,
@@ -322,6 +325,7 @@ def _digests_and_redelivery(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE dead_letters SET requested_us = ? WHERE id = 1", (BEGAN_US + SECOND_US,))
     connection.execute("UPDATE events SET hops = 2 WHERE id = 3")
     connection.execute("UPDATE agents SET deaths = 1 WHERE id = 2")
+    connection.execute("UPDATE events SET data = ?, metadata = NULL WHERE id = 1", (REDACTED,))
     _insert(connection, "row_digests", kind="events", row_id=1, digest=4_000_000_000, why="redacted")
     _insert(connection, "agent_totals", agent_id=1, tick_id=3, ticks=0, errors=0, events=0)
     _insert(connection, "positions", name="paused_because", value="null")
@@ -330,14 +334,16 @@ def _digests_and_redelivery(connection: sqlite3.Connection) -> None:
 def _attempts_limits_and_replies(connection: sqlite3.Connection) -> None:
     connection.execute("UPDATE events SET target_id = 1 WHERE id = 2")
     connection.execute("UPDATE ticks SET cause_task_id = 4 WHERE id = 5")
-    connection.execute("UPDATE tasks SET applied_us = ?, applied_tick_id = 5 WHERE id = 4", (BEGAN_US + 3 * SECOND_US,))
+    connection.execute(
+        "UPDATE tasks SET applied_us = ?, applied_tick_id = 5 WHERE ended_us IS NOT NULL", (BEGAN_US + 3 * SECOND_US,)
+    )
     connection.execute("UPDATE tasks SET held = 'this database is a copy' WHERE status = 'held'")
     _insert(
         connection,
         "task_attempts",
         id=1,
         task_id=4,
-        number=1,
+        number=4,
         run_id=1,
         limit_name="smtp",
         outcome="done",

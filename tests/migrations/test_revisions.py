@@ -44,12 +44,14 @@ def test_downgrade_loses_only_what_the_older_schema_cannot_hold(
     upgraded.touch()
     upgrade(upgraded, revision=before, backup=False)
     shared = common(newer, layout(upgraded))
+    del shared["meta"]  # where it keeps what has no other place
     rows = digests(path, shared)
 
     downgrade(path, "-1", backup=False)
 
     assert current_revision(path) == before
-    assert digests(path, layout(path)) == rows
+    assert layout(path).keys() == rows.keys() | {"meta"}
+    assert digests(path, {table: layout(path)[table] for table in shared}) == rows
 
 
 @pytest.mark.parametrize("revision", REVISIONS)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ael_store.errors import AelError, DatabaseDamaged, SchemaTooNew, StorageFailed, UsageError
+from ael_store.store import progress
 from ael_store.store.upgrade import (
     HEAD,
     UpgradeReport,
@@ -49,8 +50,9 @@ def test_upgrade_reports_what_it_did_and_tells_each_step(filled: Callable[[str],
     assert report.from_revision == "0001"
     assert report.to_revision == HEAD
     assert current_revision(path) == HEAD
-    assert lines[0].startswith(f"backing up {path} (")
-    assert lines[1:] == [
+    assert lines[0] == f"upgrading {path} from revision 0001 to {HEAD}"
+    assert lines[1].startswith(f"backing up {path} (")
+    assert lines[2:] == [
         f"backup {report.backup} is made and verified",
         "schema 0001 -> 0002",
         "schema 0002 -> 0003",
@@ -60,6 +62,18 @@ def test_upgrade_reports_what_it_did_and_tells_each_step(filled: Callable[[str],
         "schema 0006 -> 0007",
         "schema is at revision 0007",
     ]
+
+
+def test_upgrade_that_takes_long_gives_signs_of_life(
+    filled: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = filled("0001")
+    monkeypatch.setattr(progress, "SILENCE_S", 0.001)
+    lines: list[str] = []
+
+    upgrade(path, progress=lines.append)
+
+    assert f"moving from revision 0001 to {HEAD}, 0 s so far" in lines
 
 
 def test_upgrade_of_an_up_to_date_database_does_nothing(path: Path) -> None:
@@ -171,6 +185,8 @@ def test_short_of_space_nothing_is_begun(filled: Callable[[str], Path], monkeypa
     assert caught.value.exit_code == 74
     assert current_revision(path) == "0001"
     assert names(path) == set()
+    with pytest.raises(StorageFailed, match="as much as the database"):
+        upgrade(path, backup=False)
 
 
 def test_disk_that_fills_up_midway_leaves_the_database_as_it_was(
