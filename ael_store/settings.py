@@ -273,6 +273,17 @@ class Settings:
         "How long tasks are kept after their result was taken up; their keys are known as long",
         Rule("float", unit="days", low=0, high=36_500, above=True),
     )
+    web: str | None = _setting(
+        None,
+        "Where `ael run` serves the dashboard, HOST:PORT or a port; none means nowhere",
+        Rule("str", optional=True),
+    )
+    web_read_only: bool = _switch(False, "Whether the dashboard only shows, and changes nothing")
+    web_hosts: str | None = _setting(
+        None,
+        "Names by which the dashboard is asked for besides its own address, with commas between; none means none",
+        Rule("str", optional=True),
+    )
     limits: Mapping[str, TaskLimit] = field(default_factory=dict, hash=False)
     """Limits of tasks by name: tables `[limits.NAME]`, here also as mappings."""
 

@@ -38,6 +38,8 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "rich": ("ael_store/cli/",),
     "starlette": ("ael_store/web/",),
     "uvicorn": ("ael_store/web/",),
+    "jinja2": ("ael_store/web/",),
+    "sse_starlette": ("ael_store/web/",),
     "psutil": (),
     "pytest": ("ael_store/testing/pytest_plugin.py",),
 }

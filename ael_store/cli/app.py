@@ -26,6 +26,7 @@ from ael_store.cli import (
     state,
     status,
     tasks,
+    web,
     why,
 )
 from ael_store.cli.command import new_app, take_global_options
@@ -56,6 +57,7 @@ def make_app() -> typer.Typer:
         replay,
         service,
         db,
+        web,
     ):
         noun.add_to(app)
     return app

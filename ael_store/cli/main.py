@@ -42,8 +42,9 @@ def _leave(code: int) -> int:
 
 
 def _carry_out(arguments: list[str]) -> int:
-    from ael_store.cli.run import read_plain_arguments, run
+    from ael_store.cli.run import read_plain_arguments, run, with_address
 
+    arguments = with_address(arguments)
     plain = read_plain_arguments(arguments)
     if plain is not None:
         call, target, options = plain

@@ -11,7 +11,7 @@ import inspect
 import logging
 import os
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ael_store.runtime.measure import IterationSummary
     from ael_store.settings import AgentTable
 
-__all__ = ["add_to", "read_plain_arguments", "run"]
+__all__ = ["add_to", "read_plain_arguments", "run", "with_address"]
 
 log = logging.getLogger("ael_store.run")
 
@@ -55,7 +55,7 @@ def run(call: Call, target: str, **options: Any) -> None:
     from ael_store.runtime.service_manager import ServiceManager
 
     progress = _start_logging(call, settings := loaded.settings, options)
-    with nullcontext() if progress is None else progress.shown():
+    with nullcontext() if progress is None else progress.shown(), _dashboard(settings):
         controller = AELController(
             _manager(target, loaded.agents),
             get_event_bus(),  # the process's: what hooks get by this name belongs to the loop
@@ -74,6 +74,20 @@ def run(call: Call, target: str, **options: Any) -> None:
         elif progress is not None:
             controller.observe(progress.show)
         run_to_end(controller.start() if iterations is None else controller.run(iterations))
+
+
+def _dashboard(settings: Settings) -> AbstractContextManager[None]:
+    """Return what serves the dashboard beside the loop, where that is wanted; raises what keeps it from starting."""
+    if settings.web is None:
+        return nullcontext()
+    if settings.db == ":memory:":
+        raise UsageError("':memory:' is the private database of this loop, which no dashboard can read: name a file")
+    from ael_store.store.sqlite import database_path
+    from ael_store.web.beside import Beside
+
+    beside = Beside(database_path(settings.db), settings)
+    log.info("dashboard at %s", beside.launch.address.url)
+    return beside.serving()
 
 
 def _start_logging(call: Call, settings: Settings, options: Mapping[str, Any]) -> Digest | LiveLine | None:
@@ -199,7 +213,21 @@ def add_to(app: typer.Typer) -> None:
 
 def _metavar(name: str) -> str:
     rule = RULES[name]
+    if name == "web":
+        return "[HOST:PORT]"
     return "|".join(rule.choices) or {"int": "N", "float": "NUMBER"}.get(rule.kind, "TEXT")
+
+
+def with_address(arguments: list[str]) -> list[str]:
+    """Return the arguments with the address that `--web` alone stands for; a target that follows it is none."""
+    if "run" not in arguments or "--web" not in arguments:
+        return arguments
+    from ael_store.web.address import DEFAULT, is_address
+
+    place = arguments.index("--web")
+    if place + 1 < len(arguments) and is_address(arguments[place + 1]):
+        return arguments
+    return [*arguments[:place], f"--web={DEFAULT}", *arguments[place + 1 :]]
 
 
 def read_plain_arguments(arguments: list[str]) -> tuple[Call, str, dict[str, Any]] | None:
