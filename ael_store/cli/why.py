@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -39,7 +40,7 @@ def add_to(app: typer.Typer) -> None:
 
 def why(
     call: Call,
-    subject: Annotated[str, typer.Argument(metavar="SUBJECT", help=f"{FORMS}.")],
+    words: Annotated[list[str], typer.Argument(metavar="SUBJECT", help=f"{FORMS}.")],
     at: At = None,
     limit: Annotated[
         int | None,
@@ -47,6 +48,9 @@ def why(
     ] = None,
 ) -> None:
     """Explain a value, event or task, or whether an agent ran."""
+    if len(words) > 1:
+        raise _spaced(words)
+    [subject] = words
     kind, _, name = subject.partition(":")
     if kind == "agent" and name:
         _explain_agent(call, name, at, limit or ITERATIONS)
@@ -79,6 +83,16 @@ def _explain(call: Call, subject: str, at: str | None, limit: int) -> None:
         print_table(columns, (row for step in chain.steps for row in _rows(step)))
     if chain.more:
         note(f"there is more: these are the newest {limit} steps, --limit shows others")
+
+
+def _spaced(words: list[str]) -> UsageError:
+    """Say how a subject is written that came as several words: with a colon for the first space, or in quotes."""
+    from ael_store.store.why import Kind
+
+    kind, _, name = words[0].partition(":")
+    named = " ".join([name, *words[1:]]).lstrip()
+    hint = f"; did you mean {shlex.quote(f'{kind}:{named}')}?" if kind in (*get_args(Kind), "agent") else ""
+    return UsageError(f"{' '.join(words)!r} is no subject: write {FORMS}{hint}")
 
 
 def _read(subject: str) -> tuple[Any, str | int]:

@@ -183,6 +183,22 @@ def test_malformed_subject_is_wrong_usage_and_names_the_forms(ael: Ael, database
     assert "state:KEY, event:ID, task:ID, change:ID, tick:ID or agent:NAME" in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["state", "temperature"], "state:temperature"),
+        (["agent", "counter"], "agent:counter"),
+        (["event:", "3"], "event:3"),
+        (["state:two", "words"], "'state:two words'"),
+    ],
+)
+def test_subject_in_several_words_is_asked_for_in_one(ael: Ael, database: Path, words: list[str], meant: str) -> None:
+    done = ael("why", *words)
+
+    assert done.code == 2
+    assert f"write state:KEY, event:ID, task:ID, change:ID, tick:ID or agent:NAME; did you mean {meant}?" in done.err
+
+
 def test_bare_key_is_asked_for_its_form(ael: Ael, database: Path) -> None:
     assert "did you mean state:temperature?" in ael("why", "temperature").err
 
