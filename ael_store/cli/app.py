@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -63,6 +64,11 @@ def make_app() -> typer.Typer:
     return app
 
 
+@cache
+def _root() -> Any:
+    return get_command(make_app())
+
+
 def _show_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"ael {__version__}")
@@ -82,7 +88,7 @@ VERSION = inspect.Parameter(
 def carry_out(arguments: list[str]) -> int:
     """Carry out a command line and return its exit code; wrong usage is complained of here."""
     try:
-        code = get_command(make_app()).main(arguments, prog_name="ael", standalone_mode=False)
+        code = _root().main(arguments, prog_name="ael", standalone_mode=False)
     except typer.Abort:
         complain("given up: nothing was changed")
         return 1

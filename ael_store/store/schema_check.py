@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,7 @@ def _missing_rows(connection: sqlite3.Connection) -> list[str]:
     ]
 
 
+@cache
 def _expected_schema(revision: str | None) -> Schema | None:
     """Return what a revision should look like; None for an empty file and for an unknown revision."""
     if revision is None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from functools import cache
 from operator import attrgetter
 from typing import Any
 
@@ -45,6 +46,7 @@ from ael_store.store.digest import agent_content, row_digest, seal
 __all__ = ["Writer"]
 
 TABLES = metadata.tables
+DIALECT = sqlite.dialect(paramstyle="qmark")
 NAMES_KEPT = 20_000
 
 Rows = Iterable[tuple[Any, ...]]
@@ -54,23 +56,47 @@ def _columns(record: type) -> tuple[str, ...]:
     return getattr(record, "_fields", None) or tuple(item.name for item in fields(record) if item.name != "patterns")
 
 
+# -- compiling: the same texts for every database, so a process that opens several makes them once --
+
+
+def _sql(statement: Executable, parameters: tuple[str, ...]) -> str:
+    compiled: Any = statement.compile(dialect=DIALECT)  # type: ignore[attr-defined]
+    found = tuple(compiled.positiontup or ())
+    if found != parameters:
+        raise AssertionError(f"parameters of {compiled} are {found}, the rows are {parameters}")
+    return str(compiled)
+
+
+@cache
+def _insert(table: str, columns: tuple[str, ...]) -> str:
+    return _sql(insert(TABLES[table]).values({name: bindparam(name) for name in columns}), columns)
+
+
+@cache
+def _upsert(table: str, columns: tuple[str, ...]) -> str:
+    target: Table = TABLES[table]
+    statement = sqlite.insert(target).values({name: bindparam(name) for name in columns})
+    primary = [column.name for column in target.primary_key]
+    changed = {name: statement.excluded[name] for name in columns if name not in primary}
+    return _sql(statement.on_conflict_do_update(index_elements=primary, set_=changed), columns)
+
+
 class Writer:
     """The statements of a commit, and the numbers of interned names that it has met."""
 
     def __init__(self) -> None:
-        self._dialect = sqlite.dialect(paramstyle="qmark")
         self._names: dict[str, OrderedDict[str, int]] = {
             table: OrderedDict() for table in ("keys", "event_types", "event_sources")
         }
-        self.fence = self._sql(select(TABLES["lease"].c.token, TABLES["lease"].c.holder), ())
-        self.take = self._sql(
+        self.fence = _sql(select(TABLES["lease"].c.token, TABLES["lease"].c.holder), ())
+        self.take = _sql(
             update(TABLES["lease"]).values(
                 token=bindparam("token"), holder=bindparam("holder"), taken_us=bindparam("at")
             ),
             ("token", "holder", "at"),
         )
         self.insert = {
-            name: self._insert(name, columns)
+            name: _insert(name, columns)
             for name, columns in {
                 "ticks": TickRow._fields,
                 "tick_errors": TickError._fields,
@@ -86,25 +112,25 @@ class Writer:
             }.items()
         }
         self.upsert = {
-            "runs": self._upsert("runs", (*_columns(RunRecord), "digest")),
-            "agents": self._upsert("agents", (*_columns(AgentRecord)[:-1], "digest", "data_version")),
-            "agent_stats": self._upsert("agent_stats", (*_columns(AgentStats), "digest")),
-            "agent_marks": self._upsert("agent_marks", (*AgentMark._fields, "digest")),
-            "agent_totals": self._upsert("agent_totals", (*_columns(AgentTotals), "digest")),
-            "subscriptions": self._upsert("subscriptions", (*_columns(SubscriptionRecord), "digest")),
-            "dead_letters": self._upsert("dead_letters", (*_columns(DeadLetterRecord), "digest")),
-            "delayed_events": self._upsert("delayed_events", (*_columns(DelayedRecord), "digest")),
-            "schedules": self._upsert("schedules", (*_columns(ScheduleRecord), "digest")),
-            "commands": self._upsert("commands", _columns(CommandRecord)),
-            "tasks": self._upsert("tasks", (*_columns(TaskRecord), "digest")),
-            "task_attempts": self._upsert("task_attempts", (*_columns(AttemptRecord), "digest")),
-            "limits": self._upsert("limits", (*_columns(LimitRecord), "digest")),
-            "positions": self._upsert("positions", ("name", "value", "digest")),
-            "state": self._upsert("state", ("key_id", "value", "version", "change_id", "agent_id")),
+            "runs": _upsert("runs", (*_columns(RunRecord), "digest")),
+            "agents": _upsert("agents", (*_columns(AgentRecord)[:-1], "digest", "data_version")),
+            "agent_stats": _upsert("agent_stats", (*_columns(AgentStats), "digest")),
+            "agent_marks": _upsert("agent_marks", (*AgentMark._fields, "digest")),
+            "agent_totals": _upsert("agent_totals", (*_columns(AgentTotals), "digest")),
+            "subscriptions": _upsert("subscriptions", (*_columns(SubscriptionRecord), "digest")),
+            "dead_letters": _upsert("dead_letters", (*_columns(DeadLetterRecord), "digest")),
+            "delayed_events": _upsert("delayed_events", (*_columns(DelayedRecord), "digest")),
+            "schedules": _upsert("schedules", (*_columns(ScheduleRecord), "digest")),
+            "commands": _upsert("commands", _columns(CommandRecord)),
+            "tasks": _upsert("tasks", (*_columns(TaskRecord), "digest")),
+            "task_attempts": _upsert("task_attempts", (*_columns(AttemptRecord), "digest")),
+            "limits": _upsert("limits", (*_columns(LimitRecord), "digest")),
+            "positions": _upsert("positions", ("name", "value", "digest")),
+            "state": _upsert("state", ("key_id", "value", "version", "change_id", "agent_id")),
         }
         tasks = TABLES["tasks"]
         columns = (*_columns(TaskRecord), "digest")
-        self.insert_task = self._sql(
+        self.insert_task = _sql(
             sqlite.insert(tasks)
             .values({name: bindparam(name) for name in columns})
             .on_conflict_do_nothing(index_elements=["key"]),
@@ -112,50 +138,31 @@ class Writer:
         )
         attempts = TABLES["task_attempts"]
         self.delete_tasks = [
-            self._sql(delete(attempts).where(attempts.c.task_id == bindparam("task")), ("task",)),
-            self._sql(delete(tasks).where(tasks.c.id == bindparam("task")), ("task",)),
+            _sql(delete(attempts).where(attempts.c.task_id == bindparam("task")), ("task",)),
+            _sql(delete(tasks).where(tasks.c.id == bindparam("task")), ("task",)),
         ]
-        self.task_of_key = self._sql(select(tasks.c.id).where(tasks.c.key == bindparam("k")), ("k",))
+        self.task_of_key = _sql(select(tasks.c.id).where(tasks.c.key == bindparam("k")), ("k",))
         state = TABLES["state"]
         # the name of a parameter in WHERE must differ from the columns that are set
-        self.update_state = self._sql(
+        self.update_state = _sql(
             update(state)
             .where(state.c.key_id == bindparam("key"))
             .values(value=bindparam("text"), version=bindparam("v"), change_id=bindparam("change")),
             ("text", "v", "change", "key"),
         )
-        self.delete_state = self._sql(delete(state).where(state.c.key_id == bindparam("key")), ("key",))
+        self.delete_state = _sql(delete(state).where(state.c.key_id == bindparam("key")), ("key",))
         stats = TABLES["agent_stats"]
-        self.delete_stats = self._sql(delete(stats).where(stats.c.agent_id == bindparam("agent")), ("agent",))
+        self.delete_stats = _sql(delete(stats).where(stats.c.agent_id == bindparam("agent")), ("agent",))
         patterns = TABLES["subscription_patterns"]
-        self.delete_patterns = self._sql(
+        self.delete_patterns = _sql(
             delete(patterns).where(patterns.c.subscription_id == bindparam("subscription")), ("subscription",)
         )
-        self.intern = {name: self._insert(name, ("id", "name")) for name in self._names}
+        self.intern = {name: _insert(name, ("id", "name")) for name in self._names}
         self.lookup = {
-            name: self._sql(select(TABLES[name].c.id).where(TABLES[name].c.name == bindparam("n")), ("n",))
+            name: _sql(select(TABLES[name].c.id).where(TABLES[name].c.name == bindparam("n")), ("n",))
             for name in self._names
         }
         self.last_ids = {table: 0 for table in (*self._names, "moves")}
-
-    # -- compiling --
-
-    def _sql(self, statement: Executable, parameters: tuple[str, ...]) -> str:
-        compiled: Any = statement.compile(dialect=self._dialect)  # type: ignore[attr-defined]
-        found = tuple(compiled.positiontup or ())
-        if found != parameters:
-            raise AssertionError(f"parameters of {compiled} are {found}, the rows are {parameters}")
-        return str(compiled)
-
-    def _insert(self, table: str, columns: tuple[str, ...]) -> str:
-        return self._sql(insert(TABLES[table]).values({name: bindparam(name) for name in columns}), columns)
-
-    def _upsert(self, table: str, columns: tuple[str, ...]) -> str:
-        target: Table = TABLES[table]
-        statement = sqlite.insert(target).values({name: bindparam(name) for name in columns})
-        primary = [column.name for column in target.primary_key]
-        changed = {name: statement.excluded[name] for name in columns if name not in primary}
-        return self._sql(statement.on_conflict_do_update(index_elements=primary, set_=changed), columns)
 
     # -- interning --
 
