@@ -128,8 +128,7 @@ def test_redeliver_without_a_loop_is_done_by_the_next_one(ael: Ael, run_here: Ae
 
 def test_redeliver_through_a_running_loop(ael: Ael, dead: list[int], start: Start) -> None:
     Path("agents.py").write_text(HEARER)
-    start("run", "agents.py", "--tick-rate", "3600")
-    until(lambda: ael("status", "--json").json["iteration"] == 2)
+    start("run", "agents.py", "--tick-rate", "3600").wait_for("resumed at iteration 1")
     ael("agents", "disable", "hearer")
 
     waiting = ael("events", "redeliver", str(dead[0]))

@@ -285,7 +285,14 @@ def test_ctrl_c_leaves_nothing_behind(start: Start, database: Path, tmp_path: Pa
         connection.execute("UPDATE events SET data = json_quote(hex(zeroblob(2000000)))")
     connection.close()
     process = start("events", "export", "--output", "e.jsonl")
-    until(lambda: list(tmp_path.glob(".e.jsonl.export-*")) or process.process.poll() is not None, process)
+
+    def is_written() -> bool:
+        try:
+            return any(file.stat().st_size for file in tmp_path.glob(".e.jsonl.export-*"))
+        except FileNotFoundError:  # it has its name by now
+            return True
+
+    until(lambda: is_written() or process.process.poll() is not None, process)
 
     process.process.send_signal(signal.SIGINT)
     code = process.wait()
