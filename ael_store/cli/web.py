@@ -38,8 +38,8 @@ def web(
 
     refuse_without_extra()
     settings = call.load({"web": address, "web_read_only": read_only, "web_hosts": hosts}).settings
-    call.check_revision()
     where = read_address(settings.web or DEFAULT)
+    call.check_revision()
     listening = listen(where)
     launch = launch_of(call.path, settings, where, listening, is_child=False)
     introduce(launch)

@@ -18,7 +18,7 @@ from typing import IO
 
 from ael_store.settings import Settings
 from ael_store.web.address import listen, read_address
-from ael_store.web.launch import launch_of, refuse_without_extra
+from ael_store.web.launch import environment, launch_of, refuse_without_extra
 
 __all__ = ["Beside"]
 
@@ -82,6 +82,7 @@ class Beside:
     def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             self.launch.command,
+            env=environment(),
             stdin=subprocess.PIPE,  # its end is how the server learns that this process has ended
             stdout=subprocess.DEVNULL,
             pass_fds=[self.launch.descriptor],

@@ -19,7 +19,7 @@ from ael_store.settings import Settings
 from ael_store.web.address import Address
 from ael_store.web.token import Token, token_path
 
-__all__ = ["ExtraMissing", "Launch", "become", "launch_of", "refuse_without_extra"]
+__all__ = ["ExtraMissing", "Launch", "become", "environment", "launch_of", "refuse_without_extra"]
 
 LIBRARIES = ("starlette", "uvicorn", "jinja2", "sse_starlette")
 
@@ -94,9 +94,14 @@ def launch_of(path: Path, settings: Settings, address: Address, listening: socke
     return launch
 
 
+def environment() -> dict[str, str]:
+    """Return the environment of a server: its allocator keeps one heap, and gives back what it no longer needs."""
+    return {"MALLOC_ARENA_MAX": "1", "MALLOC_TRIM_THRESHOLD_": "131072", **os.environ}
+
+
 def become(launch: Launch) -> None:
     """Turn this process into the server; does not return."""
     os.set_inheritable(launch.descriptor, True)
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(sys.executable, launch.command)
+    os.execve(sys.executable, launch.command, environment())

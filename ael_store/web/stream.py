@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MOST_STREAMS", "change_stream", "commit_stream", "event_stream", "iteration_stream"]
 
-PAGE = 200
+PAGE = 50
 FURTHEST = 5000
 """How many rows a stream sends to catch up; who is further behind reads pages instead."""
 

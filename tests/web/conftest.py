@@ -110,7 +110,7 @@ class Site:
             connection.close()
 
     def get(self, path: str, **headers: str) -> Answer:
-        return self.ask("GET", path, **headers)
+        return self.ask("GET", path, None, **headers)
 
     def page(self, path: str) -> str:
         """Return a page as somebody who may change things sees it."""

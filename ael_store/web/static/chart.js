@@ -8,6 +8,18 @@ function color(name) {
   return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
 }
 
+// Ticks of the time axis as uPlot wants them: from how many seconds apart, what stands there, and what is added where
+// a year, month, day, hour, minute or second begins.
+const DAY = "\n{YYYY}-{MM}-{DD}";
+const MINUTE = `${DAY} {HH}:{mm}`;
+const TIMES = [
+  [31_536_000, "{YYYY}", null, null, null, null, null, null, 1],
+  [86_400, "{MM}-{DD}", "\n{YYYY}", null, null, null, null, null, 1],
+  [60, "{HH}:{mm}", DAY, null, DAY, null, null, null, 1],
+  [1, ":{ss}", MINUTE, null, MINUTE, null, "\n{HH}:{mm}", null, 1],
+  [0.001, ":{ss}.{fff}", MINUTE, null, MINUTE, null, "\n{HH}:{mm}", null, 1],
+];
+
 function options(element, chart) {
   const dim = color("--dim");
   const axis = { stroke: dim, grid: { stroke: color("--line"), width: 1 }, ticks: { stroke: color("--line"), width: 1 }, font: "12px system-ui, sans-serif" };
@@ -16,10 +28,11 @@ function options(element, chart) {
     width: Math.max(200, element.clientWidth),
     height: 210,
     scales: { x: { time: chart.time }, y: { range: (_, low, high) => (chart.unit ? [0, high || 1] : uPlot.rangeNum(low, high, 0.1, true)) } },
-    axes: [axis, { ...axis, size: 58 }],
+    tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
+    axes: [{ ...axis, values: TIMES }, { ...axis, size: 58 }],
     cursor: { drag: { x: true, y: false } },
     series: [
-      { label: "Time" },
+      { label: "Time", value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" },
       ...chart.series.map((label, place) => ({
         label,
         stroke: color(`--series-${1 + (place % 6)}`),
