@@ -10,6 +10,7 @@ import typer
 from ael_store.cli.arguments import At, nearest
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
+from ael_store.cli.completion import complete
 from ael_store.cli.output import (
     Column,
     colored,
@@ -28,7 +29,7 @@ __all__ = ["STATUS_COLORS", "add_to", "confirm"]
 
 STATUS_COLORS = {"active": "green", "quarantined": "red", "disabled": "yellow", "absent": "dim"}
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of an agent.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of an agent.", autocompletion=complete("agent"))]
 
 
 def add_to(app: typer.Typer) -> None:

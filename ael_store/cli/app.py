@@ -38,7 +38,7 @@ __all__ = ["carry_out", "make_app"]
 
 def make_app() -> typer.Typer:
     """Return all commands."""
-    app = new_app(help="ael: a durable agent loop on SQLite.")
+    app = new_app(help="ael: a durable agent loop on SQLite.", add_completion=True)
     take_global_options(app, [VERSION])
     for noun in (
         new,

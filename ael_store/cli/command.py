@@ -47,7 +47,8 @@ CONTEXT = inspect.Parameter("context", inspect.Parameter.POSITIONAL_OR_KEYWORD, 
 
 def new_app(**options: Any) -> typer.Typer:
     """Return an empty group of commands whose help is plain text."""
-    return typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False, **options)
+    plain: dict[str, Any] = {"rich_markup_mode": None, "add_completion": False, "pretty_exceptions_enable": False}
+    return typer.Typer(**plain | options)
 
 
 def group(parent: typer.Typer, name: str, help: str) -> typer.Typer:

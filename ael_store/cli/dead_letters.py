@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ael_store.cli.call import Call
+from ael_store.cli.completion import complete
 from ael_store.cli.output import Column, decoded, number, print_json, print_table, say, when
 from ael_store.errors import DeadLetterNotFound, UsageError
 from ael_store.telemetry import printable
@@ -16,8 +17,18 @@ __all__ = ["dead", "redeliver"]
 MOST_SHOWN = 10_000
 """Dead letters that a dry run lists at most: as many as one command takes up."""
 
-Type = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only this type; * stands for any text.")]
-Subscriber = Annotated[str | None, typer.Option("--subscriber", metavar="NAME", help="Only of this subscriber.")]
+Type = Annotated[
+    str | None,
+    typer.Option(
+        "--type", metavar="TYPE", help="Only this type; * stands for any text.", autocompletion=complete("event type")
+    ),
+]
+Subscriber = Annotated[
+    str | None,
+    typer.Option(
+        "--subscriber", metavar="NAME", help="Only of this subscriber.", autocompletion=complete("subscriber")
+    ),
+]
 
 
 def dead(

@@ -13,6 +13,7 @@ from ael_store.cli.agents import confirm
 from ael_store.cli.arguments import read_json
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
+from ael_store.cli.completion import complete
 from ael_store.cli.dead_letters import dead, redeliver
 from ael_store.cli.export import export_events
 from ael_store.cli.output import (
@@ -44,7 +45,12 @@ class EventNotFound(AelError, LookupError):
 POLL_S = 0.2
 PAGE = 1000
 
-Type = Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only this type; * stands for any text.")]
+Type = Annotated[
+    str | None,
+    typer.Option(
+        "--type", metavar="TYPE", help="Only this type; * stands for any text.", autocompletion=complete("event type")
+    ),
+]
 Source = Annotated[str | None, typer.Option("--source", metavar="NAME", help="Only from this source.")]
 SinceId = Annotated[
     int | None, typer.Option("--since-id", metavar="ID", min=0, help="Only events after this one, oldest first.")
@@ -144,7 +150,9 @@ def _identity(reader: Reader) -> tuple[int, int] | None:
 
 def emit(
     call: Call,
-    type: Annotated[str, typer.Argument(metavar="TYPE", help="The type of the event.")],
+    type: Annotated[
+        str, typer.Argument(metavar="TYPE", help="The type of the event.", autocompletion=complete("event type"))
+    ],
     data: Annotated[
         str | None, typer.Argument(metavar="[JSON]", help="Its data as JSON; - reads it from stdin.")
     ] = None,

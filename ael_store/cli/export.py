@@ -17,6 +17,7 @@ import typer
 from ael_store.cli.arguments import At
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
+from ael_store.cli.completion import complete
 from ael_store.cli.destination import STDOUT, destination, is_stdout
 from ael_store.cli.output import csv_line, note, on_terminal, print_json, progress, say
 from ael_store.errors import UsageError
@@ -42,7 +43,9 @@ Since = Annotated[
 ]
 Until = Annotated[str | None, typer.Option("--until", metavar="MOMENT", help="Only up to this iteration or ISO time.")]
 SinceId = Annotated[int | None, typer.Option("--since-id", metavar="ID", min=0, help="Only what follows this number.")]
-Agent = Annotated[str | None, typer.Option("--agent", metavar="NAME", help="Only of this agent.")]
+Agent = Annotated[
+    str | None, typer.Option("--agent", metavar="NAME", help="Only of this agent.", autocompletion=complete("agent"))
+]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -56,7 +59,9 @@ def add_to(app: typer.Typer) -> None:
 
 def export_state(
     call: Call,
-    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so.")] = "",
+    prefix: Annotated[
+        str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so.", autocompletion=complete("key"))
+    ] = "",
     at: At = None,
     format: Format = None,
     output: Output = STDOUT,
@@ -81,7 +86,9 @@ def export_state(
 
 def export_history(
     call: Call,
-    key: Annotated[str | None, typer.Option("--key", metavar="KEY", help="Only of this key.")] = None,
+    key: Annotated[
+        str | None, typer.Option("--key", metavar="KEY", help="Only of this key.", autocompletion=complete("key"))
+    ] = None,
     agent: Agent = None,
     since: Since = None,
     until: Until = None,
@@ -96,7 +103,12 @@ def export_history(
 
 def export_events(
     call: Call,
-    type: Annotated[str | None, typer.Option("--type", metavar="TYPE", help="Only this type; * is any text.")] = None,
+    type: Annotated[
+        str | None,
+        typer.Option(
+            "--type", metavar="TYPE", help="Only this type; * is any text.", autocompletion=complete("event type")
+        ),
+    ] = None,
     source: Annotated[str | None, typer.Option("--source", metavar="NAME", help="Only from this source.")] = None,
     since: Since = None,
     until: Until = None,

@@ -9,6 +9,7 @@ import typer
 from ael_store.cli.arguments import nearest
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
+from ael_store.cli.completion import complete
 from ael_store.cli.output import Column, number, print_json, print_table, say, when
 from ael_store.errors import UsageError
 from ael_store.telemetry import printable
@@ -17,7 +18,7 @@ __all__ = ["add_to"]
 
 COLORS = {"open": "green", "full": "yellow", "held": "red"}
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a limit.")]
+Name = Annotated[str, typer.Argument(metavar="NAME", help="Name of a limit.", autocompletion=complete("limit"))]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -29,7 +30,10 @@ def add_to(app: typer.Typer) -> None:
 
 
 def show(
-    call: Call, name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Only this limit.")] = None
+    call: Call,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="Only this limit.", autocompletion=complete("limit"))
+    ] = None,
 ) -> None:
     """Show limits, what is used of them, and what waits for them."""
     with call.reader() as reader:

@@ -11,6 +11,7 @@ import typer
 
 from ael_store.cli.call import Call
 from ael_store.cli.command import command
+from ael_store.cli.completion import complete
 from ael_store.cli.output import Column, note, number, print_json, print_table, progress
 from ael_store.cli.run import _folder_of
 from ael_store.errors import UsageError
@@ -30,7 +31,9 @@ def add_to(app: typer.Typer) -> None:
 def replay(
     call: Call,
     target: Annotated[str, typer.Argument(metavar="TARGET", help="As for `ael run`.")],
-    agent: Annotated[str | None, typer.Option("--agent", metavar="NAME", help="Whose units.")] = None,
+    agent: Annotated[
+        str | None, typer.Option("--agent", metavar="NAME", help="Whose units.", autocompletion=complete("agent"))
+    ] = None,
     iteration: Annotated[str | None, typer.Option("--iteration", metavar="N", help="Those of an iteration.")] = None,
     iterations: Annotated[str | None, typer.Option("--iterations", metavar="A..B", help="From one to another.")] = None,
     unit: Annotated[str | None, typer.Option("--unit", metavar="ID", help="One, by its number.")] = None,

@@ -10,6 +10,7 @@ from ael_store.cli.agents import confirm
 from ael_store.cli.arguments import At, nearest, read_json
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
+from ael_store.cli.completion import complete
 from ael_store.cli.diff import diff
 from ael_store.cli.export import export_state
 from ael_store.cli.import_state import import_state
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_to"]
 
-Key = Annotated[str, typer.Argument(metavar="KEY", help="A key of the state.")]
+Key = Annotated[str, typer.Argument(metavar="KEY", help="A key of the state.", autocompletion=complete("key"))]
 
 
 class KeyNotFound(AelError, LookupError):
@@ -50,7 +51,9 @@ def add_to(app: typer.Typer) -> None:
 
 def list_keys(
     call: Call,
-    prefix: Annotated[str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so.")] = "",
+    prefix: Annotated[
+        str, typer.Argument(metavar="[PREFIX]", help="Only keys that begin so.", autocompletion=complete("key"))
+    ] = "",
     at: At = None,
 ) -> None:
     """Show keys and values."""

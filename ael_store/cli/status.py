@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +14,7 @@ from ael_store.cli.command import command
 from ael_store.cli.output import colored, milliseconds, print_json, say, size
 from ael_store.telemetry import printable
 
-__all__ = ["add_to"]
+__all__ = ["FACTS", "add_to", "lines", "read_facts"]
 
 FACTS = (
     "status",
@@ -50,28 +51,45 @@ def add_to(app: typer.Typer) -> None:
     command(app, "status")(status)
 
 
-def status(call: Call) -> None:
+def status(
+    call: Call,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it again each second, until Ctrl-C.")] = False,
+) -> None:
     """Show whether a loop runs, how it is doing, and what to look at."""
+    if watch:
+        from ael_store.cli.status_watch import watch_status
+
+        watch_status(call)
+        return
+    facts, _ = read_facts(call)
+    if call.json:
+        print_json({name: facts[name] for name in FACTS})
+        return
+    for line in lines(facts):
+        say(line)
+
+
+def read_facts(call: Call, *, agents: bool = False) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return what there is to show, and with `agents` the row of each agent."""
     from ael_store.runtime.vitals import status_word, vitals
 
     with call.reader() as reader:
-        facts = reader.status()
+        facts, rows = reader.status(), reader.agents() if agents else []
     facts |= vitals(call.path)
     facts["status"] = status_word(facts)
-    if call.json:
-        print_json({name: facts[name] for name in FACTS})
-    else:
-        _show(facts, facts["run"])
+    return facts, rows
 
 
-def _show(facts: dict[str, Any], run: dict[str, Any] | None) -> None:
+def lines(facts: dict[str, Any]) -> Iterator[str]:
+    """Yield the whole in lines for people."""
+    run = facts["run"]
     for problem in facts["problems"]:
         subject, detail = printable(problem["subject"]), printable(problem["detail"] or "")
         color = PROBLEM_COLORS.get(problem["kind"], "red")
         since = f" (since {_time(problem['since'])})" if problem["since"] else ""
-        say(f"{colored(problem['kind'].replace('_', ' '), color)}  {subject}: {detail}{since}")
+        yield f"{colored(problem['kind'].replace('_', ' '), color)}  {subject}: {detail}{since}"
     if facts["problems"]:
-        say("")
+        yield ""
     last = facts["last_iteration"]
     iteration = f"{facts['iteration']}"
     if last is not None:
@@ -91,7 +109,7 @@ def _show(facts: dict[str, Any], run: dict[str, Any] | None) -> None:
         ("forked", _parent(facts["forked"])),
     ):
         if text:
-            say(f"{title:<11}{text}")
+            yield f"{title:<11}{text}"
 
 
 def _loop(facts: dict[str, Any], run: dict[str, Any] | None) -> str:

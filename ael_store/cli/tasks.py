@@ -10,6 +10,7 @@ import typer
 from ael_store.cli.arguments import read_json
 from ael_store.cli.call import Call
 from ael_store.cli.command import command, group
+from ael_store.cli.completion import complete
 from ael_store.cli.export import export_tasks
 from ael_store.cli.output import (
     Column,
@@ -33,7 +34,7 @@ OUTCOME_COLORS = {"done": "green", "failed": "red", "timeout": "red", "interrupt
 JSON_COLUMNS = ("args", "result")
 PATIENCE_S = 2.0
 
-Id = Annotated[int, typer.Argument(metavar="ID", min=1, help="Number of a task.")]
+Id = Annotated[int, typer.Argument(metavar="ID", min=1, help="Number of a task.", autocompletion=complete("task"))]
 
 
 def add_to(app: typer.Typer) -> None:
@@ -52,7 +53,10 @@ def add_to(app: typer.Typer) -> None:
 def list_tasks(
     call: Call,
     status: Annotated[str | None, typer.Option("--status", metavar="STATUS", help="Only with this status.")] = None,
-    agent: Annotated[str | None, typer.Option("--agent", metavar="NAME", help="Only of this agent.")] = None,
+    agent: Annotated[
+        str | None,
+        typer.Option("--agent", metavar="NAME", help="Only of this agent.", autocompletion=complete("agent")),
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Only of this function.")] = None,
     limit: Annotated[int, typer.Option("--limit", metavar="N", min=1, help="Most of them to show.")] = 100,
 ) -> None:
@@ -161,12 +165,18 @@ def submit(
         list[str] | None, typer.Argument(metavar="[JSON]...", help="Its arguments, a JSON value each.")
     ] = None,
     agent: Annotated[
-        str | None, typer.Option("--agent", metavar="NAME", help="The agent that gets the result.")
+        str | None,
+        typer.Option(
+            "--agent", metavar="NAME", help="The agent that gets the result.", autocompletion=complete("agent")
+        ),
     ] = None,
     key: Annotated[str | None, typer.Option("--key", metavar="KEY", help="A key that is known is no new task.")] = None,
     after: Annotated[str | None, typer.Option("--after", metavar="WHEN", help="Seconds, 30m, or an ISO time.")] = None,
     priority: Annotated[int, typer.Option("--priority", metavar="N", min=0, max=10, help="Higher first.")] = 5,
-    limit: Annotated[str | None, typer.Option("--limit", metavar="NAME", help="The limit it counts against.")] = None,
+    limit: Annotated[
+        str | None,
+        typer.Option("--limit", metavar="NAME", help="The limit it counts against.", autocompletion=complete("limit")),
+    ] = None,
 ) -> None:
     """Submit a task; it runs at least once, with one key."""
     values = [read_json(text, f"argument {place}") for place, text in enumerate(args or (), 1)]
@@ -238,7 +248,9 @@ def cancel(call: Call, id: Id) -> None:
 
 def release(
     call: Call,
-    id: Annotated[int | None, typer.Argument(metavar="[ID]", min=1, help="Number of a task.")] = None,
+    id: Annotated[
+        int | None, typer.Argument(metavar="[ID]", min=1, help="Number of a task.", autocompletion=complete("task"))
+    ] = None,
     all: Annotated[bool, typer.Option("--all", help="All tasks that are held.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say which it would be.")] = False,
 ) -> None:

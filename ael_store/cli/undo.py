@@ -10,6 +10,7 @@ import typer
 from ael_store.cli.agents import confirm
 from ael_store.cli.arguments import nearest
 from ael_store.cli.call import Call
+from ael_store.cli.completion import complete
 from ael_store.cli.output import Column, json_cell, note, number, print_json, print_table
 from ael_store.errors import AgentNotFound
 
@@ -21,7 +22,13 @@ COLORS = {"undone": "green", "kept": "yellow"}
 def undo(
     call: Call,
     agent: Annotated[
-        str | None, typer.Option("--agent", metavar="NAME", help="Changes by this agent; with --since or --iteration.")
+        str | None,
+        typer.Option(
+            "--agent",
+            metavar="NAME",
+            help="Changes by this agent; with --since or --iteration.",
+            autocompletion=complete("agent"),
+        ),
     ] = None,
     since: Annotated[
         str | None, typer.Option("--since", metavar="MOMENT", help="From this iteration or ISO time on.")

@@ -12,6 +12,7 @@ import typer
 from ael_store.cli.arguments import At, nearest
 from ael_store.cli.call import Call
 from ael_store.cli.command import command
+from ael_store.cli.completion import complete
 from ael_store.cli.output import Column, json_cell, milliseconds, note, number, print_json, print_table, say, when
 from ael_store.errors import AelError, AgentNotFound, UsageError
 from ael_store.telemetry import printable
@@ -40,7 +41,7 @@ def add_to(app: typer.Typer) -> None:
 
 def why(
     call: Call,
-    words: Annotated[list[str], typer.Argument(metavar="SUBJECT", help=f"{FORMS}.")],
+    words: Annotated[list[str], typer.Argument(metavar="SUBJECT", help=f"{FORMS}.", autocompletion=complete("agent"))],
     at: At = None,
     limit: Annotated[
         int | None,
