@@ -22,7 +22,7 @@ from typing import Any, Literal
 from ael_store.errors import InvalidSetting
 from ael_store.model.secret import Secret
 
-__all__ = ["AgentTable", "LoadedSettings", "Rule", "Settings", "TaskLimit", "load_settings"]
+__all__ = ["AT_START", "AgentTable", "LoadedSettings", "Rule", "Settings", "TaskLimit", "load_settings"]
 
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _NOUNS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
@@ -292,6 +292,29 @@ class Settings:
             object.__setattr__(self, name, _checked(name, getattr(self, name), "argument"))
         object.__setattr__(self, "limits", _read_limits(self.limits, "limits"))
 
+
+AT_START = frozenset(
+    (
+        "allow_shared_folder",
+        "backup",
+        "db",
+        "durability",
+        "event_bytes",
+        "key_bytes",
+        "stall_limit",
+        "stall_warn",
+        "strategy",
+        "timezone",
+        "unclean_starts",
+        "upgrade",
+        "value_bytes",
+        "value_depth",
+        "web",
+        "web_hosts",
+        "web_read_only",
+    )
+)
+"""What only a start takes up; the other settings of a running loop can change (`[limits.*]` and `[agents.*]` can't)."""
 
 RULES: dict[str, Rule] = {
     setting.name: setting.metadata["rule"] for setting in fields(Settings) if "rule" in setting.metadata

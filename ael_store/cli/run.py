@@ -10,8 +10,10 @@ import asyncio
 import inspect
 import logging
 import os
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from ael_store.runtime.controller import AELController
     from ael_store.runtime.manager import AgentManager
     from ael_store.runtime.measure import IterationSummary
-    from ael_store.settings import AgentTable
+    from ael_store.settings import AgentTable, LoadedSettings
 
 __all__ = ["add_to", "read_plain_arguments", "run", "with_address"]
 
@@ -37,7 +39,7 @@ log = logging.getLogger("ael_store.run")
 FLAGS = tuple(name for name in RULES if name != "db")
 """Settings that are flags here; `--db` is one of all commands."""
 
-SWITCHES = ("verbose", "quiet", "take_over")
+SWITCHES = ("verbose", "quiet", "take_over", "reload")
 
 GLOBAL = ("--db", "--json", "--debug")
 """Options that may stand before `run`."""
@@ -45,9 +47,14 @@ GLOBAL = ("--db", "--json", "--debug")
 
 def run(call: Call, target: str, **options: Any) -> None:
     """Run agents until Ctrl-C; what was committed before goes on."""
-    iterations = _iterations(options.get("iterations"))
+    iterations, folder = _iterations(options.get("iterations")), os.getcwd()
+    if options.get("reload"):
+        if iterations is not None:
+            raise UsageError("--reload and --iterations don't go together: a new start would count anew")
+        sys.dont_write_bytecode = True  # it is told from its source by the second, and edits can be quicker
     flags = {name: options.get(name) for name in FLAGS}
-    loaded = call.load(flags, beside=_folder_of(target))
+    beside = _folder_of(target)
+    loaded = call.load(flags, beside=beside)
 
     # The largest import comes first: the others then fit into memory that it leaves free.
     from ael_store.compat import get_event_bus, get_state_context
@@ -68,12 +75,59 @@ def run(call: Call, target: str, **options: Any) -> None:
             settings=settings,
             take_over=bool(options.get("take_over")),
             service=ServiceManager.from_environment(),
+            reread=partial(_reread, call, flags, beside, loaded),
         )
         if call.json:
             controller.observe(_printer(controller))
         elif progress is not None:
             controller.observe(progress.show)
-        run_to_end(controller.start() if iterations is None else controller.run(iterations))
+        if options.get("reload"):
+            rehearsal = {"target": target, "flags": {"db": call.db, **flags}, "beside": beside and str(beside)}
+            begins_anew = _run_reloading(controller, rehearsal, loaded.file)
+        else:
+            begins_anew = False
+            run_to_end(controller.start() if iterations is None else controller.run(iterations))
+    if begins_anew:
+        from ael_store.cli.code_watch import begin_anew
+
+        begin_anew(folder)
+
+
+def _run_reloading(controller: AELController, rehearsal: Mapping[str, object], settings_file: Path | None) -> bool:
+    """Run until the end; says whether that has come because the code has changed."""
+    from ael_store.cli.code_watch import CodeWatch
+
+    watch: CodeWatch | None = None
+
+    async def start() -> None:
+        nonlocal watch
+        loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            controller.service.reloading()
+            asyncio.run_coroutine_threadsafe(controller.stop(), loop)
+
+        watch = CodeWatch(rehearsal, settings_file, stop)
+        watch.start()
+        try:
+            await controller.start()
+        finally:
+            watch.stop()
+
+    run_to_end(start())
+    return watch is not None and watch.has_new_code and not controller.was_interrupted
+
+
+def _reread(
+    call: Call, flags: Mapping[str, object], beside: Path | None, before: LoadedSettings
+) -> tuple[Settings, list[str]]:
+    """Return the settings as they are now, and what else has changed; raises InvalidSetting."""
+    from ael_store.telemetry import configure_logging
+
+    loaded = call.load(flags, beside=beside)
+    settings = loaded.settings
+    configure_logging(settings.log_level, _log_format(call, flags, settings))
+    return settings, ["agents"] if loaded.agents != before.agents else []
 
 
 def _dashboard(settings: Settings) -> AbstractContextManager[None]:
@@ -95,11 +149,14 @@ def _start_logging(call: Call, settings: Settings, options: Mapping[str, Any]) -
     from ael_store.cli.live import Digest, LiveLine, has_live_line
     from ael_store.telemetry import configure_logging
 
-    format = "json" if call.json and options.get("log_format") is None else settings.log_format
-    configure_logging(settings.log_level, format)
+    configure_logging(settings.log_level, _log_format(call, options, settings))
     if call.json or options.get("quiet"):
         return None
     return LiveLine() if has_live_line() else Digest(verbose=bool(options.get("verbose")))
+
+
+def _log_format(call: Call, options: Mapping[str, Any], settings: Settings) -> str:
+    return "json" if call.json and options.get("log_format") is None else settings.log_format
 
 
 def _manager(target: str, tables: Mapping[str, AgentTable]) -> AgentManager:
@@ -200,6 +257,7 @@ def add_to(app: typer.Typer) -> None:
             options.append(parameter(name, text, None, typer.Option(f"--{spelt}", metavar=_metavar(name), help=help)))
     options += [
         parameter("quiet", flag, False, typer.Option("--quiet", help="No line of progress.")),
+        parameter("reload", flag, False, typer.Option("--reload", help="Begin anew when the code has changed.")),
         parameter("take_over", flag, False, typer.Option("--take-over", help="Take over from a loop that hangs.")),
         parameter("verbose", flag, False, typer.Option("--verbose", help="Tell of idle iterations too.")),
     ]

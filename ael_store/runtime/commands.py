@@ -66,6 +66,8 @@ class Desk:
     """Looks up what was there before some changes: `Reader.undo_plan`."""
     prune: Callable[[], None] | None = None
     """Has a running loop look at once for what history to remove."""
+    change_settings: Callable[..., list[str]] | None = None
+    """Has a running loop take up other settings."""
     paused: bool = False
     steps: int = 0
     """Iterations to run while paused."""
@@ -352,6 +354,12 @@ def _prune(desk: Desk) -> bool:
     return True
 
 
+def _change_settings(desk: Desk, **arguments: Any) -> list[str]:
+    if desk.change_settings is None:
+        raise LoopNotRunning("no loop runs on this database: the next one reads its settings by itself")
+    return desk.change_settings(**arguments)
+
+
 COMMANDS: dict[str, Callable[..., Any]] = {
     "state.set": _set,
     "state.delete": _delete,
@@ -370,6 +378,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "loop.resume": _resume,
     "loop.step": _step,
     "db.prune": _prune,
+    "settings.reload": _change_settings,
 }
 
 

@@ -19,7 +19,7 @@ from functools import partial
 from typing import Any, TypeVar, overload
 
 from ael_store.clock import Clock, SystemClock, iso
-from ael_store.errors import InvalidSetting, NotAllowedHere, UsageError
+from ael_store.errors import AelError, InvalidSetting, NotAllowedHere, UsageError
 from ael_store.model.records import Resumed
 from ael_store.model.values import Limits
 from ael_store.runtime.bus import EventBus
@@ -28,6 +28,7 @@ from ael_store.runtime.control import refuse_if_it_answers
 from ael_store.runtime.current import current_unit
 from ael_store.runtime.host import Host
 from ael_store.runtime.lifecycle import Lifecycle, Recovery
+from ael_store.runtime.live_settings import compare, describe
 from ael_store.runtime.manager import AgentManager
 from ael_store.runtime.measure import IterationSummary
 from ael_store.runtime.run import Parts, Run
@@ -50,8 +51,9 @@ class AELController:
     is durable unless it is told `store=":memory:"`. `tick_rate` is the period of the clock in seconds (1.0), 0 means
     back to back; `strategy` is "priority", "round_robin" or "load_aware". What else can be set is in `settings`; the
     arguments that are given here win over it. `service` is told how the loop is, as systemd wants it
-    (`ServiceManager.from_environment()`). With `take_over` the loop takes the database from an owner that does
-    not answer, and which then can commit nothing more.
+    (`ServiceManager.from_environment()`). `reread` returns the settings as they are now, and what else has changed
+    that needs another start; it is asked at SIGHUP where `start()` handles signals. With `take_over` the loop takes
+    the database from an owner that does not answer, and which then can commit nothing more.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class AELController:
         clock: Clock | None = None,
         take_over: bool = False,
         service: ServiceManager | None = None,
+        reread: Callable[[], tuple[Settings, list[str]]] | None = None,
     ) -> None:
         settings = settings or Settings()
         tick_rate = settings.tick_rate if tick_rate is None else tick_rate
@@ -100,6 +103,8 @@ class AELController:
                 allow_shared_folder=self.settings.allow_shared_folder,
             )
         self.take_over = take_over
+        self._reread = reread
+        self._rereading: set[asyncio.Task[None]] = set()
         limits = Limits(
             self.settings.key_bytes,
             self.settings.value_bytes,
@@ -155,6 +160,7 @@ class AELController:
         self._loop = asyncio.get_running_loop()
         self._ended = Future()
         self._signals = 0
+        self._had_terminal = _has_terminal()
         self._stop_requested = False
         self._task = asyncio.create_task(self._work(iterations), name="ael-loop")
         restore = self._handle_signals()
@@ -201,7 +207,7 @@ class AELController:
             del resumed
             life.run.stopping = self._stop_requested
             await life.begin()
-            self.service.ready(f"iteration {life.run.journal.iteration}, {life.run.virtual('ael_status')}")
+            self.service.ready(life.run.status)
             await life.main()
             life.run.stopping = True
             self.service.stopping()
@@ -244,10 +250,16 @@ class AELController:
             return lambda: None
         loop = asyncio.get_running_loop()
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        handlers: dict[signal.Signals, Callable[[], None]] = {
+            number: partial(self._on_signal, number) for number in before
+        }
+        if self._reread is not None and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else `nohup` ignores it
+            before[signal.SIGHUP] = signal.SIG_DFL
+            handlers[signal.SIGHUP] = self._on_hangup
         taken: list[signal.Signals] = []
-        for number in before:
+        for number, handler in handlers.items():
             try:
-                loop.add_signal_handler(number, self._on_signal, number)
+                loop.add_signal_handler(number, handler)
                 taken.append(number)
             except (NotImplementedError, RuntimeError, ValueError):
                 continue
@@ -266,6 +278,47 @@ class AELController:
             os._exit(128 + number)
         log.info("%s: stopping (a second one ends at once)", number.name)
         self._request_stop()
+
+    def _on_hangup(self) -> None:
+        """Read the settings again; or stop, where the signal means that the terminal has gone."""
+        if self._had_terminal and not _has_terminal():
+            self._on_signal(signal.SIGHUP)
+            return
+        task = asyncio.ensure_future(self._read_settings_again())
+        task.set_name("ael-reload")
+        self._rereading.add(task)
+        task.add_done_callback(self._rereading.discard)
+
+    async def _read_settings_again(self) -> None:
+        """Take up what can change while the loop runs; settings that are wrong change nothing."""
+        assert self._reread is not None
+        life = self._life
+        if life is None or self._host.run is None:
+            log.warning("SIGHUP: the loop is not running yet, or no more; its start reads the settings anyway")
+            return
+        self.service.reloading()
+        arguments: dict[str, Any]
+        try:
+            settings, waiting = self._reread()
+        except AelError as error:
+            log.error("SIGHUP: %s; the loop goes on with the settings that it has", error)
+            arguments = {"refused": str(error)}
+        else:
+            before = self.settings
+            live, more = compare(before, settings)
+            log.log(logging.WARNING if more or waiting else logging.INFO, describe(before, live, [*more, *waiting]))
+            arguments = {"changes": live}
+        try:
+            if arguments.get("changes") != {}:
+                await asyncio.wrap_future(
+                    self._host.request("settings.reload", arguments, f"SIGHUP to pid {os.getpid()}")
+                )
+                self.settings = life.run.settings
+        except AelError as error:
+            if "refused" not in arguments:
+                log.error("SIGHUP: %s", error)
+        finally:
+            self.service.ready(life.run.status)
 
     # -- from outside --
 
@@ -294,6 +347,11 @@ class AELController:
     def recovery(self) -> Recovery | None:
         """What the current run found when it began; None while none runs."""
         return None if self._life is None else self._life.recovery
+
+    @property
+    def was_interrupted(self) -> bool:
+        """True where a signal has stopped the last run."""
+        return self._signals > 0
 
     @property
     def running(self) -> bool:
@@ -325,6 +383,11 @@ class AELController:
 
     def __repr__(self) -> str:
         return f"<AELController {self.store.path} {'running' if self.running else 'stopped'}>"
+
+
+def _has_terminal() -> bool:
+    """Say whether a person may sit at this process; no longer once the terminal has hung up."""
+    return any(map(os.isatty, (0, 1, 2)))
 
 
 def check_tick_rate(tick_rate: Any) -> None:

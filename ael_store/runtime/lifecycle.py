@@ -98,6 +98,8 @@ class Lifecycle:
         self._resumed = resumed
         self._iterations_left = iterations
         self._slot_at: float | None = None
+        self._period = run.settings.tick_rate
+        """The period of the grid that `_slot_at` belongs to."""
         self._alarm: Alarm | None = None
         self._watchdog: Watchdog | None = None
         self._free_tasks: Callable[[], None] = lambda: None
@@ -362,6 +364,8 @@ class Lifecycle:
             self._slot_at = None
             return _Slot(0, 0.0) if run.desk.steps else None
         period = run.settings.tick_rate
+        if period != self._period:  # set anew while the loop runs: another grid begins
+            self._period, self._slot_at = period, None
         if period <= 0:
             return _Slot(0, 0.0)
         if self._slot_at is None:

@@ -13,6 +13,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ael_store.clock import Bell, Clock, HeldClock, iso
@@ -26,6 +27,7 @@ from ael_store.runtime.commands import PAUSED, Desk, move_own_keys
 from ael_store.runtime.context import ContextHost, StateContext
 from ael_store.runtime.delivery import Deliveries
 from ael_store.runtime.journal import Journal
+from ael_store.runtime.live_settings import change_settings
 from ael_store.runtime.marks import HOUR_US
 from ael_store.runtime.measure import IterationSummary, Meter
 from ael_store.runtime.outside import Outside
@@ -154,6 +156,7 @@ class Run:
             find_task=self.store.reader.task_record,
             find_undo=self.store.reader.undo_plan,
             prune=self.pruner.look_now,
+            change_settings=partial(change_settings, self),
             paused=resumed.positions.get(PAUSED) == "true",
         )
 
@@ -291,8 +294,13 @@ class Run:
 
     def alive(self) -> None:
         """Give a sign of life: an iteration is committed, or nothing is due, or there is no room for a commit."""
+        self.host.service.alive(self.status)
+
+    @property
+    def status(self) -> str:
+        """How the loop is, in a few words."""
         word = "waiting for room on the disk" if self.full_since_us is not None else self.virtual("ael_status")
-        self.host.service.alive(f"iteration {self.journal.iteration}, {word}")
+        return f"iteration {self.journal.iteration}, {word}"
 
     def next_sign_of_life(self) -> float | None:
         """Return the monotonic time by which the service manager wants the next one; None where it wants none."""

@@ -44,7 +44,7 @@ class ServiceManager:
         self._status = ""
         self._status_at = -STATUS_S
         self._alive_at = 0.0
-        self._is_ready = False
+        self._is_ready = self._is_reloading = False
         if address is not None:
             try:
                 self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -67,16 +67,19 @@ class ServiceManager:
 
     def ready(self, status: str) -> None:
         """The loop runs, or runs again with other settings."""
-        self._is_ready, self._alive_at = True, time.monotonic()
+        self._is_ready, self._is_reloading, self._alive_at = True, False, time.monotonic()
         self._tell({"READY": "1", "STATUS": status}, PATIENCE_S)
 
     def reloading(self) -> None:
         """Settings are read again, or the process starts anew; `ready` comes when that is done."""
+        self._is_reloading = True
         now_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
         self._tell({"RELOADING": "1", "MONOTONIC_USEC": str(now_us), "STATUS": "reloading"}, PATIENCE_S)
 
     def stopping(self) -> None:
-        """The loop has begun to end."""
+        """The loop has begun to end; nothing is told where the process is to begin anew in its place."""
+        if self._is_reloading:
+            return
         self._tell({"STOPPING": "1", "STATUS": "stopping"}, PATIENCE_S)
 
     def extend(self, status: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ael_store.settings import AgentTable, Rule, Settings, TaskLimit
+from ael_store.settings import AT_START, AgentTable, Rule, Settings, TaskLimit
 
 REFERENCE = (Path(__file__).parents[2] / "docs/reference/settings.md").read_text("utf-8")
 SETTINGS_PART, LIMITS_PART, AGENTS_PART = re.split(r"\n## (?:Limits of tasks|Agents)\n", REFERENCE)
@@ -34,6 +34,15 @@ def test_setting_is_documented(setting: Field[Any]) -> None:
     assert accepted.endswith(", ".join(f"`{choice}`" for choice in rule.choices) or rule.range)
     assert rule.unit in accepted
     assert meaning.endswith(".")
+
+
+def test_settings_that_wait_for_the_next_start_are_documented() -> None:
+    found = re.search(
+        r"^These are taken up by the next start only.*: (.*), the tables `\[limits", REFERENCE, re.MULTILINE
+    )
+
+    assert found is not None
+    assert re.findall(r"`(\w+)`", found[1]) == sorted(AT_START)
 
 
 def test_nothing_else_is_documented() -> None:

@@ -39,6 +39,9 @@ def test_ready_reloading_and_stopping(manager: tuple[str, socket.socket]) -> Non
     told = fields(receiver)
     assert (told["RELOADING"], told["STATUS"]) == ("1", "reloading")
     assert before_us <= int(told["MONOTONIC_USEC"]) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    service.stopping()  # to begin anew: nothing is told
+    service.ready("iteration 8")
+    assert fields(receiver)["READY"] == "1"
     service.stopping()
     assert fields(receiver)["STOPPING"] == "1"
     service.close()
