@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from ael_store.compat import get_agent_manager as get_agent_manager
     from ael_store.compat import get_event_bus as get_event_bus
     from ael_store.compat import get_state_context as get_state_context
+    from ael_store.compat import push_metrics as push_metrics
     from ael_store.compat import run_ael_loop as run_ael_loop
     from ael_store.errors import AelError as AelError
     from ael_store.errors import Fatal as Fatal
@@ -70,6 +71,7 @@ _HOMES = {
     "get_agent_manager": "ael_store.compat",
     "get_event_bus": "ael_store.compat",
     "get_state_context": "ael_store.compat",
+    "push_metrics": "ael_store.compat",
     "run_ael_loop": "ael_store.compat",
     "task": "ael_store.runtime.task_function",
 }
@@ -102,6 +104,7 @@ __all__ = [
     "get_agent_manager",
     "get_event_bus",
     "get_state_context",
+    "push_metrics",
     "run_ael_loop",
     "task",
 ]

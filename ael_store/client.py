@@ -23,6 +23,7 @@ from typing import Any
 from ael_store.clock import SystemClock, from_us, to_us
 from ael_store.errors import DatabaseNotUsable, LoopNotRunning, OwnedElsewhere
 from ael_store.model.event import Emission, Event
+from ael_store.model.metric import numbers_of
 from ael_store.model.records import Commit
 from ael_store.model.state import State
 from ael_store.model.values import DEFAULT_LIMITS, Limits, check_key, decode, encode
@@ -137,6 +138,14 @@ class Client:
         """Answer a question; durable on return. Raises UsageError where it was answered, or takes no such answer."""
         self._change("tasks.answer", {"id": task_id, "choice": choice, "by": by})
 
+    def push_metrics(self, channel: str, data: Mapping[str, float]) -> None:
+        """Record numbers as gauges of a channel; durable on return, all of them or none.
+
+        Raises InvalidValueType or InvalidValue, naming the metric, for anything but an int or a finite float.
+        """
+        numbers = numbers_of(channel, data)
+        self._change("metrics.push", {"channel": channel, "data": numbers})
+
     def _change(self, command: str, arguments: dict[str, Any]) -> Any:
         return change(self.path, command, arguments, allow_shared_folder=self.allow_shared_folder)
 
@@ -222,6 +231,10 @@ class AsyncClient:
         """Remove a key; durable on return. True if it existed."""
         return await asyncio.to_thread(self._client.delete, key)
 
+    async def push_metrics(self, channel: str, data: Mapping[str, float]) -> None:
+        """Record numbers as gauges of a channel; durable on return, all of them or none."""
+        await asyncio.to_thread(self._client.push_metrics, channel, data)
+
     async def get(self, key: str, default: Any = None) -> Any:
         """Return the committed value of a key, or `default`."""
         return await asyncio.to_thread(self._client.get, key, default)
@@ -276,7 +289,10 @@ def _run_directly(store: Store, command: str, arguments: dict[str, Any], limits:
 async def _directly(store: Store, command: str, arguments: dict[str, Any], limits: Limits) -> Any:
     wanted = None if command in WITH_WHOLE_STATE else [arguments.get("key", "")]
     with_tasks = command.startswith(("tasks.", "limits.", "agents.forget"))
-    resumed = await store.open(f"ael {command}", upgrade_schema=False, create=False, keys=wanted, tasks=with_tasks)
+    with_metrics = command in ("metrics.push", "agents.rename")
+    resumed = await store.open(
+        f"ael {command}", upgrade_schema=False, create=False, keys=wanted, tasks=with_tasks, metrics=with_metrics
+    )
     try:
         run_id = resumed.run_id
         state = State(resumed.cells, resumed.change_id)

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Mapping
 from typing import Any
 
-from ael_store.errors import UsageError
+from ael_store.errors import NotAllowedHere, UsageError
+from ael_store.model.metric import numbers_of
 from ael_store.runtime.bus import EventBus
 from ael_store.runtime.context import StateContext
 from ael_store.runtime.controller import AELController
+from ael_store.runtime.current import current_unit
 from ael_store.runtime.manager import AgentManager
 from ael_store.runtime.scheduler import Scheduler
 from ael_store.store.store import Store
@@ -28,6 +31,7 @@ __all__ = [
     "get_agent_manager",
     "get_event_bus",
     "get_state_context",
+    "push_metrics",
     "run_ael_loop",
 ]
 
@@ -137,3 +141,26 @@ def create_ael_controller(
 async def run_ael_loop(tick_rate: float = 1.0, strategy: str = "priority") -> None:
     """Run the process's controller until SIGINT, SIGTERM or `stop()`."""
     await get_ael_controller(tick_rate, strategy).start()
+
+
+def push_metrics(channel: str, data: Mapping[str, float]) -> None:
+    """Record numbers as gauges of a channel, all of them or none: `push_metrics("room", {"temperature": 21.5})`.
+
+    In a hook they are part of its unit; elsewhere they are a unit of their own, applied by the loop of this process,
+    before it starts too. From another process use `connect(…).push_metrics(…)`.
+
+    Raises InvalidValueType or InvalidValue, naming the metric, for anything but an int or a finite float, and
+    NotAllowedHere where no loop was made in this process.
+    """
+    numbers = numbers_of(channel, data)
+    unit = current_unit.get()
+    if unit is None or unit.closed:
+        context = get_state_context()
+        if context._host is None:
+            raise NotAllowedHere(
+                "push_metrics: there is no loop in this process; make a controller first, or record from outside with "
+                "`connect(path).push_metrics(…)`"
+            )
+        context._do("metrics.record", lambda unit: unit.measure_all(channel, numbers))
+    else:
+        unit.measure_all(channel, numbers)

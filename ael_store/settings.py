@@ -265,6 +265,11 @@ class Settings:
         "Size of the file from which the oldest history is removed; 0 means any size",
         Rule("int", unit="bytes", low=0),
     )
+    metric_days: float = _setting(
+        7.0,
+        "How long samples of metrics are kept; what they were by the hour is kept for ever",
+        Rule("float", unit="days", low=0, high=36_500, above=True),
+    )
     task_attempts: int = _count(5, "Attempts at a task before it has failed")
     task_timeout: float = _length(300.0, "How long an attempt at a task may take; 0 means no limit")
     tasks_at_once: int = _count(100, "Most tasks running at once", high=10_000)

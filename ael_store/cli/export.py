@@ -23,7 +23,7 @@ from ael_store.cli.output import csv_line, note, on_terminal, print_json, progre
 from ael_store.errors import UsageError
 from ael_store.telemetry import printable, printable_json
 
-__all__ = ["ENDINGS", "FORMATS", "add_to", "export_events", "export_state", "export_tasks", "text_of"]
+__all__ = ["ENDINGS", "FORMATS", "add_to", "export_events", "export_metrics", "export_state", "export_tasks", "text_of"]
 
 FORMATS = ("jsonl", "csv", "json")
 ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".csv": "csv", ".json": "json"}
@@ -147,6 +147,21 @@ def export_tasks(
 ) -> None:
     """Write every task, oldest first."""
     _export(call, "tasks", since, until, since_id, format, output, force, agent=agent)
+
+
+def export_metrics(
+    call: Call,
+    channel: Annotated[str | None, typer.Option("--channel", metavar="NAME", help="Only of this channel.")] = None,
+    name: Annotated[str | None, typer.Option("--name", metavar="NAME", help="Only of this metric.")] = None,
+    since: Since = None,
+    until: Until = None,
+    since_id: SinceId = None,
+    format: Format = None,
+    output: Output = STDOUT,
+    force: Force = False,
+) -> None:
+    """Write every sample of every metric, oldest first."""
+    _export(call, "metrics", since, until, since_id, format, output, force, channel=channel, name=name)
 
 
 def _export(

@@ -6,6 +6,7 @@ a test compares them.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,16 +27,24 @@ __all__ = [
     "IterationRecord",
     "LimitRecord",
     "LimitUse",
+    "MetricHour",
+    "MetricRecord",
     "Move",
     "Redaction",
     "Resumed",
     "RunRecord",
+    "SampleRow",
     "ScheduleRecord",
     "SubscriptionRecord",
     "TaskRecord",
     "TickError",
     "TickRow",
 ]
+
+HOUR_US = 3_600_000_000
+LARGEST = sys.float_info.max
+MANY_SAMPLES = 1000
+"""So many samples do not wait for a commit that has another reason."""
 
 
 class TickRow(NamedTuple):
@@ -147,6 +156,88 @@ class AgentStats:
         self.measured += 1
         self.total_us += duration_us
         self.max_us = max(self.max_us, duration_us)
+
+
+@dataclass(slots=True)
+class MetricRecord:
+    """One metric and what it stands at, as in table `metrics`."""
+
+    id: int
+    channel: str
+    name: str
+    kind: str
+    samples: int = 0
+    total: float = 0.0
+    value: float = 0.0
+    updated_us: int = 0
+    hour_us: int = 0
+    hour_samples: int = 0
+    hour_total: float = 0.0
+    hour_least: float = 0.0
+    hour_most: float = 0.0
+
+    def add(self, value: float, at_us: int) -> MetricHour | None:
+        """Count a sample; returns the hour before it where it is the first of another one."""
+        over = None
+        hour_us = at_us // HOUR_US * HOUR_US
+        if hour_us != self.hour_us or not self.hour_samples:
+            if self.hour_samples:
+                over = self.hour()
+            self.hour_us, self.hour_samples, self.hour_total = hour_us, 0, 0.0
+            self.hour_least = self.hour_most = value
+        self.samples += 1
+        self.total = within(self.total + value)
+        self.value, self.updated_us = value, at_us
+        self.hour_samples += 1
+        self.hour_total = within(self.hour_total + value)
+        self.hour_least, self.hour_most = min(self.hour_least, value), max(self.hour_most, value)
+        return over
+
+    def hour(self) -> MetricHour:
+        """Return the hour that is not over, as it stands."""
+        return MetricHour(
+            self.id, self.hour_us, self.hour_samples, self.hour_total, self.hour_least, self.hour_most, self.value
+        )
+
+
+class SampleRow(NamedTuple):
+    """One value of a metric, as in table `metric_samples`."""
+
+    id: int
+    metric_id: int
+    agent_id: int
+    iteration: int
+    at_us: int
+    value: float
+
+
+class MetricHour(NamedTuple):
+    """One hour of a metric that is over, as in table `metric_hours`."""
+
+    metric_id: int
+    hour_us: int
+    samples: int
+    total: float
+    least: float
+    most: float
+    last: float
+
+    def joined_to(self, earlier: MetricHour) -> MetricHour:
+        """Return the same hour with what was counted of it earlier."""
+        return MetricHour(
+            self.metric_id,
+            self.hour_us,
+            earlier.samples + self.samples,
+            within(earlier.total + self.total),
+            min(earlier.least, self.least),
+            max(earlier.most, self.most),
+            self.last,
+        )
+
+
+def within(total: float) -> float:
+    """Return a sum as it is stored: the largest number there is where it is beyond."""
+    return min(max(total, -LARGEST), LARGEST)
 
 
 class AgentMark(NamedTuple):
@@ -393,6 +484,12 @@ class Commit:
     totals: list[AgentTotals] = field(default_factory=list)
     redactions: list[Redaction] = field(default_factory=list)
     marks: list[AgentMark] = field(default_factory=list)
+    metrics: dict[int, MetricRecord] = field(default_factory=dict)
+    """Metrics that were recorded; the only reason for a commit where they are many."""
+    samples: list[SampleRow] = field(default_factory=list)
+    metric_hours: list[MetricHour] = field(default_factory=list)
+    pruned_samples: int = 0
+    """The last of the samples to remove; 0 for none."""
     new_tasks: dict[int, TaskRecord] = field(default_factory=dict)
     tasks: dict[int, TaskRecord] = field(default_factory=dict)
     """Tasks that have changed, those in `new_tasks` not among them."""
@@ -410,7 +507,8 @@ class Commit:
     @property
     def rows(self) -> int:
         """About how many rows it writes."""
-        return 2 * len(self.changes) + len(self.events) + len(self.ticks) + len(self.stats) + len(self.iterations) + 1
+        rows = 2 * len(self.changes) + len(self.events) + len(self.ticks) + len(self.stats) + len(self.iterations) + 1
+        return rows + len(self.samples)
 
     @property
     def idle(self) -> bool:
@@ -435,6 +533,8 @@ class Commit:
             or self.pruned_tasks
             or self.prune
             or self.shrink_pages
+            or self.pruned_samples
+            or len(self.samples) >= MANY_SAMPLES
         )
 
 
@@ -475,6 +575,8 @@ class Resumed:
     limits: dict[str, LimitRecord] = field(default_factory=dict)
     marks: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """The counters of each agent at its last hourly mark."""
+    metrics: dict[tuple[str, str], MetricRecord] = field(default_factory=dict)
+    sample_id: int = 0
     copy: CopyRecord | None = None
     """What this database was made from; None where it is no copy."""
     recent_runs: list[RunRecord] = field(default_factory=list)

@@ -8,12 +8,13 @@ that fails is dropped whole. It knows neither the store nor the loop, so it coul
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ael_store.errors import UnitClosed
 from ael_store.model.event import Emission, Event
+from ael_store.model.metric import Measurements, MetricKind
 from ael_store.model.state import Shadow, State
 from ael_store.model.task import Submission
 from ael_store.model.values import DEFAULT_LIMITS, INT_MAX, Limits, decode
@@ -63,6 +64,7 @@ class Unit:
         "iteration",
         "kind",
         "limits",
+        "measurements",
         "now_us",
         "outcome",
         "resumed",
@@ -109,6 +111,7 @@ class Unit:
         self.emissions: list[Emission] = []
         self.subscriptions: list[SubscriptionRequest] = []
         self.submissions: list[Submission] = []
+        self.measurements: Measurements | None = None
         self.task_id: int | None = None
         """The task whose result it takes up."""
         self.closed = False
@@ -172,6 +175,18 @@ class Unit:
         self.check_open(f"task {submission.record.name}")
         self.submissions.append(submission)
 
+    def measure(self, kind: MetricKind, channel: str, name: str, value: float) -> None:
+        """Note what a metric was measured as."""
+        self.check_open(f"metric {name}")
+        if self.measurements is None:
+            self.measurements = Measurements()
+        self.measurements.add(kind, channel, name, value)
+
+    def measure_all(self, channel: str, values: Mapping[str, float]) -> None:
+        """Note several gauges of a channel."""
+        for name, value in values.items():
+            self.measure("gauge", channel, name, value)
+
     def check_open(self, what: str) -> None:
         if self.closed:
             raise UnitClosed(
@@ -191,6 +206,7 @@ class Unit:
         self.increments = {}
         self.emissions = []
         self.submissions = []
+        self.measurements = None
         self.subscriptions = []
 
     def conflict(self) -> str | None:

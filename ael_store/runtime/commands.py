@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from ael_store.clock import Clock
 from ael_store.errors import AelError, DeadLetterNotFound, LoopNotRunning, UsageError
 from ael_store.model.event import REDACTED, Emission, Event
+from ael_store.model.metric import numbers_of
 from ael_store.model.records import AgentTotals, DeadLetterRecord, Redaction, TaskRecord
 from ael_store.model.state import State
 from ael_store.model.unit import Unit
@@ -198,6 +199,14 @@ def _emit(
     return event.id
 
 
+def _push_metrics(desk: Desk, channel: str, data: dict[str, float]) -> int:
+    numbers = numbers_of(channel, data)
+    unit = desk.unit()
+    unit.measure_all(channel, numbers)
+    desk.apply(unit)
+    return len(numbers)
+
+
 def _redeliver(
     desk: Desk,
     event_id: int | None = None,
@@ -284,7 +293,8 @@ def _rename(desk: Desk, name: str, new_name: str) -> bool:
 
 
 def move_own_keys(desk: Desk, name: str, new_name: str) -> None:
-    """Move the private part of an agent's state to its new name."""
+    """Move the private part of an agent's state, and its metrics, to its new name."""
+    desk.journal.metrics.rename(name, new_name, desk.journal.commit)
     unit = desk.unit()
     prefix = f"agent/{name}/"
     for key, text in list(unit.items(prefix)):
@@ -367,6 +377,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "state.undo": _undo,
     "state.import": _import,
     "events.emit": _emit,
+    "metrics.push": _push_metrics,
     "events.redact": _redact_event,
     "events.redeliver": _redeliver,
     "agents.enable": _enable,

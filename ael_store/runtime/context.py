@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, overload
 
 from ael_store.clock import from_us, iso
 from ael_store.errors import InvalidKey, InvalidTask, InvalidValue, InvalidValueType, NotAllowedHere
@@ -29,6 +29,9 @@ from ael_store.model.task import QUESTION, Submission, Task, check_task_text, ne
 from ael_store.model.unit import Unit
 from ael_store.model.values import DEFAULT_LIMITS, Limits, check_key, decode, encode, same, shown, type_name
 from ael_store.runtime.current import current_unit
+
+if TYPE_CHECKING:
+    from ael_store.runtime.metrics import Metrics
 
 __all__ = ["VIRTUAL_KEYS", "ContextHost", "StateContext"]
 
@@ -401,6 +404,14 @@ class StateContext:
         )
         self._do("events.emit", lambda unit: unit.emit(emission))
         return event
+
+    @property
+    def metrics(self) -> Metrics:
+        """Records metrics in the channel of the agent: `context.metrics.gauge("temperature", 21.5)`."""
+        from ael_store.runtime.metrics import Metrics
+
+        unit = self._running_unit()
+        return Metrics(self, self._agent or (unit.subject if unit is not None else "outside"))
 
     # -- work outside the loop --
 

@@ -33,6 +33,7 @@ from ael_store.model.records import (
 from ael_store.model.state import State
 from ael_store.model.task import Submission
 from ael_store.model.unit import Failure, Unit
+from ael_store.runtime.metric_book import MetricBook
 from ael_store.schema.tables import KINDS, OUTCOMES
 
 __all__ = ["SOURCE", "Journal"]
@@ -68,6 +69,7 @@ class Journal:
         self.command_id = resumed.command_id
         self.task_id = resumed.task_id
         self.attempt_id = resumed.attempt_id
+        self.metrics = MetricBook(resumed.metrics, resumed.sample_id)
         self.on_submit: Callable[[Submission, Unit, int], None] = _no_tasks
         """Takes up what a unit submits when it is applied."""
         self.delayed: dict[int, DelayedRecord] = {record.id: record for record in resumed.delayed}
@@ -98,6 +100,10 @@ class Journal:
         consumed nothing and succeeded leaves no row, unless `always`.
         """
         commit = self.commit
+        if unit.measurements is not None:
+            self.metrics.take(
+                unit.measurements, commit, agent_id=agent_id, iteration=self.iteration, now_us=unit.now_us
+            )
         self._merge_increments(unit)
         tick_id = self.tick_id + 1
         before, last_event = self.state.change_id, self.event_id

@@ -36,7 +36,7 @@ class Request:
     @property
     def shows(self) -> bool:
         """True where who reads the state before it is applied sees what it changes."""
-        return self.action is not None and not self.name.startswith(("events.", "tasks."))
+        return self.action is not None and not self.name.startswith(("events.", "tasks.", "metrics."))
 
 
 class Outside:

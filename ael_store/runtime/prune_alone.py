@@ -47,7 +47,7 @@ async def prune_alone(path: Path, settings: Settings, tell: Callable[[str], None
     opening the store raises, OwnedElsewhere where a loop runs.
     """
     store = Store(path, allow_shared_folder=settings.allow_shared_folder)
-    resumed = await store.open("ael db prune", upgrade_schema=False, create=False, keys=[], tasks=False)
+    resumed = await store.open("ael db prune", upgrade_schema=False, create=False, keys=[], tasks=False, metrics=False)
     try:
         journal = Journal(resumed, State({}, resumed.change_id), resumed.run_id)
         alone: Any = _Alone(store, journal, settings, resumed.token)

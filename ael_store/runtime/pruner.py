@@ -112,7 +112,7 @@ class Pruner:
     def _written(self) -> int:
         """How many rows of history there ever were."""
         journal = self.run.journal
-        return journal.tick_id + journal.event_id + journal.state.change_id
+        return journal.tick_id + journal.event_id + journal.state.change_id + journal.metrics.sample_id
 
     @property
     def _new_rows(self) -> int:
@@ -168,7 +168,7 @@ class Pruner:
         self._shrinks = free >= max(LEAST_FREE_BYTES, FREE_SHARE * (used + free))
         if plan is not None:
             self._plan = plan  # begun with the next step: an iteration may go between
-        elif not (await self._remove_tasks(now_us) or await self._shrink()):
+        elif not (await self._remove_samples(now_us, used) or await self._remove_tasks(now_us) or await self._shrink()):
             self.next_us, self.busy = now_us + EVERY_US, False
 
     def _settled_us(self, now_us: int, days: float) -> int | None:
@@ -233,6 +233,22 @@ class Pruner:
             await self._commit()
             log.info("removed %d tasks that ended more than %g days ago", len(found), run.settings.task_days)
         return len(found) == TASKS
+
+    async def _remove_samples(self, now_us: int, used: int) -> bool:
+        """Remove a batch of samples of metrics; True where there may be more. Their hours stay."""
+        run = self.run
+        if not run.journal.metrics.sample_id:
+            return False
+        days, most_bytes = run.settings.metric_days, run.settings.history_bytes
+        before_us, settled_us = now_us - round(days * DAY_US), self._settled_us(now_us, days)
+        too_large = 0 < most_bytes < used
+        old = await asyncio.to_thread(run.store.reader.old_samples, before_us, settled_us, too_large, self._rows)
+        if old:
+            run.journal.commit.pruned_samples = old[-1]
+            self.removed += len(old)
+            await self._commit()
+            self.look_now()
+        return bool(old)
 
     async def _shrink(self) -> bool:
         """Give free pages back to the file system where they are many; True where there are more."""

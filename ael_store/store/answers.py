@@ -180,6 +180,34 @@ class Answers:
         )
         return {**found[0], "attempts_made": attempts}
 
+    def metrics(self, channel: str | None = None) -> list[Row]:
+        """Return every metric, or those of a channel, and what it stands at, in order of channel and name."""
+        where = "" if channel is None else "WHERE channel = :channel "
+        known = {} if channel is None else {"channel": channel}
+        return self.rows(f"SELECT * FROM v_metric_series {where}ORDER BY channel, name", **known)
+
+    def samples(self, channel: str, name: str, limit: int = 100) -> list[Row]:
+        """Return the newest samples of a metric, oldest first."""
+        rows = self.rows(
+            "SELECT id, value, agent, iteration, recorded_at FROM v_metrics "
+            "WHERE channel = :channel AND name = :name ORDER BY id DESC LIMIT :most",
+            channel=channel,
+            name=name,
+            most=limit,
+        )
+        return rows[::-1]
+
+    def metric_hours(self, channel: str, name: str, limit: int = 48) -> list[Row]:
+        """Return the newest hours of a metric, oldest first; the last one may not be over."""
+        rows = self.rows(
+            'SELECT hour, samples, total, mean, "min", "max", "last" FROM v_metric_hours '
+            "WHERE channel = :channel AND name = :name ORDER BY hour DESC LIMIT :most",
+            channel=channel,
+            name=name,
+            most=limit,
+        )
+        return rows[::-1]
+
     def limits(self) -> list[Row]:
         """Return every limit with what is used of it."""
         return self.rows("SELECT * FROM v_limits ORDER BY name")

@@ -20,6 +20,7 @@ from ael_store.store.moment import HORIZON, Horizon, Moment
 from ael_store.store.past import Past, Rewind, records_of
 from ael_store.store.past_agents import rewind_agents, rewind_positions, rewind_schedules
 from ael_store.store.past_deliveries import rewind_delayed, rewind_deliveries
+from ael_store.store.past_metrics import rewind_metrics
 from ael_store.store.past_tasks import rewind_limits, rewind_tasks
 from ael_store.store.prune import PRUNING
 from ael_store.store.writer import Writer
@@ -39,6 +40,7 @@ LATER: dict[str, str] = {
     "commands": "commit_id > :commit_id",
     "runs": "id > :run_id",
     "agent_marks": "iteration > :iteration",
+    "metric_samples": "iteration > :iteration",
     "row_digests": "row_id > CASE kind WHEN 'ticks' THEN :tick_id WHEN 'state_changes' THEN :change_id "
     "WHEN 'events' THEN :event_id WHEN 'moves' THEN :move_id "
     "ELSE (SELECT coalesce(max(id), 0) FROM commands WHERE commit_id <= :commit_id) END",
@@ -57,6 +59,8 @@ KEYS = {
     "delayed_events": "id",
     "tasks": "id",
     "task_attempts": "id",
+    "metric_hours": "rowid",
+    "metrics": "id",
 }
 """Tables whose rows are looked at one by one, and how they are named in a `Rewind`."""
 
@@ -80,6 +84,7 @@ class Cut:
         self.tasks_left = rewind_tasks(past, rewind)
         """Tasks that were not over."""
         rewind_limits(past, rewind)
+        rewind_metrics(past, rewind)
         self._end_run()
         self._bound_horizon()
         self._where = {**asdict(moment), "move_id": past.move_id, "run_id": past.run_id}

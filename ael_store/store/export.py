@@ -46,6 +46,7 @@ LOGS: dict[str, Log] = {
     "events": Log("v_events", "events", ("data", "metadata"), "event_id"),
     "ticks": Log("v_ticks", "ticks", (), "tick_id"),
     "tasks": Log("v_tasks", "tasks", ("args", "result")),
+    "metrics": Log("v_metrics", "metric_samples", ()),
 }
 
 

@@ -75,7 +75,7 @@ MENTIONED: dict[str, tuple[tuple[str, str], ...]] = {
 }
 """Where numbers of a table stand in others."""
 
-WITHOUT_GAPS = ("iterations", "ticks", "state_changes", "events")
+WITHOUT_GAPS = ("iterations", "ticks", "state_changes", "events", "metric_samples")
 """Tables whose numbers have no gaps, so that what is missing can be told exactly."""
 
 
@@ -212,6 +212,10 @@ def drop_orphans(connection: sqlite3.Connection) -> dict[str, int]:
         cursor = connection.execute("DELETE FROM task_attempts WHERE task_id NOT IN (SELECT id FROM tasks)")
         if cursor.rowcount:
             dropped["task_attempts"] = cursor.rowcount
+    if connection.execute("SELECT 1 FROM sqlite_schema WHERE name = 'metric_samples'").fetchone():
+        cursor = connection.execute("DELETE FROM metric_samples WHERE metric_id NOT IN (SELECT id FROM metrics)")
+        if cursor.rowcount:
+            dropped["metric_samples"] = cursor.rowcount
     return dropped
 
 
@@ -298,6 +302,11 @@ def restart_counts(connection: sqlite3.Connection, columns: Columns) -> None:
         "sum(kind = 0), sum((kind = 0) * duration_us), max((kind = 0) * duration_us), 0 FROM ticks "
         "WHERE agent_id > 0 AND agent_id NOT IN (SELECT agent_id FROM agent_stats) GROUP BY agent_id"
     )
+    if "metrics" in columns:
+        connection.execute(
+            "UPDATE metrics SET samples = hour_samples + coalesce((SELECT sum(h.samples) FROM metric_hours h "
+            "WHERE h.metric_id = metrics.id), 0)"
+        )
     if "agent_totals" in columns:
         connection.execute("DELETE FROM agent_totals")
         connection.execute(

@@ -32,6 +32,7 @@ from ael_store.model.records import (
     DelayedRecord,
     LimitRecord,
     LimitUse,
+    MetricRecord,
     Resumed,
     RunRecord,
     ScheduleRecord,
@@ -92,7 +93,7 @@ class Reader(Answers):
 
     # -- what a run resumes with --
 
-    def resume(self, keys: Iterable[str] | None = None, *, tasks: bool = True) -> Resumed:
+    def resume(self, keys: Iterable[str] | None = None, *, tasks: bool = True, metrics: bool = True) -> Resumed:
         """Return what the database holds; with `keys` only these of the state (for a single command)."""
         with self.connect() as connection:
             state = select(
@@ -186,6 +187,10 @@ class Reader(Answers):
                 tasks=_live_tasks(connection) if tasks else [],
                 attempts=_open_attempts(connection) if tasks else [],
                 limits={row[0]: LimitRecord(*row) for row in connection.execute(_records("limits"))},
+                metrics={(row[1], row[2]): MetricRecord(*row) for row in connection.execute(_records("metrics"))}
+                if metrics
+                else {},
+                sample_id=newest("metric_samples"),
                 copy=_copy_of(facts),
                 marks=_last_marks(connection),
             )
@@ -302,6 +307,27 @@ class Reader(Answers):
                 low, high = (low, middle) if created_us >= before_us else (task_id, high)
             old = select(t.c.id).where(t.c.id <= high, t.c.applied_us < before_us)
             return list(connection.execute(old.order_by(t.c.id).limit(limit)).scalars())
+
+    def old_samples(self, before_us: int, settled_us: int | None, too_large: bool, limit: int) -> range:
+        """Return the numbers of the samples of metrics that are to be removed, no more than so many at once.
+
+        They are those from before an instant, and the oldest where the file is too large. The newest one always stays,
+        because it says which numbers were given out. For `settled_us` see `PruneLimits`.
+        """
+        from ael_store.store.prune import is_settled
+
+        s = T["metric_samples"]
+        with self.connect() as connection:
+            first, last = connection.execute(select(func.min(s.c.id), func.max(s.c.id))).one()
+            if first is None:
+                return range(0)
+            most = min(first + limit, last)
+            if not too_large and is_settled(connection, before_us, settled_us):
+                young = select(s.c.id).where(s.c.id < most, s.c.at_us >= before_us).order_by(s.c.id).limit(1)
+                most = connection.execute(young).scalar() or most
+            elif not too_large:
+                return range(0)
+            return range(first, most)
 
     def plan_prune(self, limits: PruneLimits) -> Pruning | None:
         """Return what history is to be removed next, None where there is nothing."""

@@ -3,7 +3,7 @@
 The damaged file is only read: all work is done on a private copy, in the folder of the new file. Each table is read
 by SQLite where SQLite's own check finds nothing wrong with it, else page by page (`leaf_pages.py`); what was saved is
 written into a new database of the same revision and made consistent (`mend.py`). The report says exactly what is
-missing where that can be known: the numbers of iterations, units, changes and events have no gaps.
+missing where that can be known: the numbers of iterations, units, changes, events and samples have no gaps.
 
 A bit that changed inside a value is no damage to SQLite, and is copied as it is: `ael db verify` finds those.
 """
@@ -549,7 +549,7 @@ class _Recovery:
             for name, number in last_numbers(fresh, names).items()
             if self.tables[name].damaged or self.copied.log_is_broken  # else the mention itself is what is wrong
         }
-        for name in WITHOUT_GAPS:
+        for name in self._without_gaps():
             table = self.tables[name]
             newest = fresh.execute(f'SELECT coalesce(max(id), 0) FROM "{name}"').fetchone()[0]
             if table.highest > max(newest, last.get(name, 0)):
@@ -575,8 +575,12 @@ class _Recovery:
             newest_backup(self.path),
         )
 
+    def _without_gaps(self) -> list[str]:
+        """The tables without gaps that this revision has."""
+        return [name for name in WITHOUT_GAPS if name in self.tables]
+
     def _find_missing(self, fresh: sqlite3.Connection, last: dict[str, int]) -> None:
-        for name in WITHOUT_GAPS:
+        for name in self._without_gaps():
             table = self.tables[name]
             damaged = table.damaged or table.dropped > 0
             table.missing = missing(fresh, name, last.get(name, 0), damaged=damaged)

@@ -126,6 +126,7 @@ class Store:
         create: bool = True,
         keys: Iterable[str] | None = None,
         tasks: bool = True,
+        metrics: bool = True,
         progress: Callable[[str], None] | None = None,
         take_over: Callable[[Holder], None] | None = None,
     ) -> Resumed:
@@ -157,7 +158,7 @@ class Store:
             self._connection = await self._engine.connect()
             self._driver = await Driver.of(self._connection)
             self._checkpointer = Checkpointer(self.path, self._driver, self.lock.is_ours)
-            resumed = await asyncio.to_thread(lambda: self.reader.resume(keys, tasks=tasks))
+            resumed = await asyncio.to_thread(lambda: self.reader.resume(keys, tasks=tasks, metrics=metrics))
             if resumed.last_run is not None and resumed.last_run.status == "running":  # it did not end cleanly
                 from ael_store.store.verify import verify_newest  # large, and seldom needed
 

@@ -7,7 +7,7 @@ SQLite's own check sees a broken structure; this sees a changed value. In this o
 3. Each commit's seal: the digests of everything that it wrote (`digest.py`), which locates what was changed.
 4. Rows that are updated in place: their own digests.
 5. The state is what replaying its history gives, and so are versions and owners of the keys.
-6. Tasks are what their attempts add up to: how many, and what they cost.
+6. Tasks are what their attempts add up to: how many, and what they cost; metrics have as many samples as their hours.
 7. Statistics are what the kept units and the kept totals add up to.
 
 Everything is read in one transaction, so that it is one moment, also beside a running loop. Rows from before
@@ -48,8 +48,8 @@ SHOWN = 100
 WITH_DIGEST = tuple(
     table.name for table in metadata.sorted_tables if "digest" in table.c and table.name != "row_digests"
 )
-GROWING = {"tasks": "applied_us", "task_attempts": "ended_us"}
-"""Tables updated in place that grow without end, and the column that is NULL where a row is not over."""
+GROWING = {"tasks": " OR applied_us IS NULL", "task_attempts": " OR ended_us IS NULL", "metric_samples": ""}
+"""Tables with digests that grow without end, and which of their rows are not over."""
 REDACTED_IN = {"state_changes": "value", "events": "data"}
 
 TICKS = ", ".join(TickRow._fields)
@@ -110,6 +110,7 @@ def verify(path: Path, tell: Tell | None = None) -> VerifyReport:
             (proof.base, "what is kept from before the horizon"),
             (proof.rows_in_place, "rows that are updated in place"),
             (proof.tasks, "tasks against their attempts"),
+            (proof.metrics, "metrics against their hours"),
             (proof.redactions, "redacted values"),
             (proof.replay, "state against its history"),
             (proof.recount, "statistics against units"),
@@ -210,6 +211,7 @@ class _Proof:
             ("ticks", horizon.tick_id),
             ("state_changes", horizon.change_id),
             ("events", horizon.forgotten_event_id),
+            ("metric_samples", 0),
         ):
             ((first, last, count),) = self.rows(f"SELECT min(id), max(id), count(*) FROM {table} WHERE id > ?", begin)
             missing = (last - first + 1 - count if count else 0) - _within(known.get(table, []), first, last)
@@ -345,7 +347,7 @@ class _Proof:
             columns = [column.name for column in metadata.tables[table].c if column.name != "digest"]
             where = ""
             if newest and table in GROWING:
-                where = f" WHERE id > (SELECT max(id) FROM {table}) - {newest} OR {GROWING[table]} IS NULL"
+                where = f" WHERE id > (SELECT max(id) FROM {table}) - {newest}{GROWING[table]}"
             for row in self.rows(f"SELECT {', '.join(map(_quoted, columns))}, digest FROM {table}{where}"):
                 content, digest = row[:-1], row[-1]
                 if digest is None:
@@ -400,6 +402,17 @@ class _Proof:
             "OR (status = 'done') <> (result IS NOT NULL) OR (applied_us IS NOT NULL AND ended_us IS NULL))"
         ):
             self.report.add(f"task {number}: its status {status!r} does not fit its result and its end")
+
+    # -- metrics --
+
+    def metrics(self) -> None:
+        """Each metric counts as many samples as its hours, those that are over and the one that is not."""
+        for channel, name, samples, found in self.rows(
+            "SELECT m.channel, m.name, m.samples, m.hour_samples + coalesce(h.samples, 0) FROM metrics m LEFT JOIN "
+            "(SELECT metric_id, sum(samples) AS samples FROM metric_hours GROUP BY metric_id) h ON h.metric_id = m.id "
+            "WHERE m.samples <> m.hour_samples + coalesce(h.samples, 0)"
+        ):
+            self.report.add(f"metric {name!r} of channel {channel!r}: counts {samples} samples, its hours {found}")
 
     # -- replay --
 

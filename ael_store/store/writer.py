@@ -322,6 +322,10 @@ class Writer:
             from ael_store.store.redact import redact
 
             redact(cursor, redaction)
+        if commit.metrics or commit.pruned_samples:
+            from ael_store.store.metric_rows import write_metrics  # many agents record none
+
+            write_metrics(cursor, commit)
         if commit.prune is not None:
             self._prune(cursor, commit.prune)
         for _ in range(commit.shrink_pages):  # Python takes one step of this statement, which is one page

@@ -56,6 +56,8 @@ class TickResult:
     """Those of the events that are to happen later, with their time."""
     tasks: list[Task] = field(default_factory=list)
     """The tasks that it submitted and the questions that it asked, in order."""
+    metrics: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    """What it recorded of metrics, by channel and name; the channel of an agent is its name."""
     state: dict[str, Any]
     """The whole state after it."""
     error: BaseException | None
@@ -233,6 +235,7 @@ class _Session:
         self._emitted: list[EventRecord] = []
         self._due: list[tuple[EventRecord, int]] = []
         self._submitted: list[Task] = []
+        self._measured: dict[tuple[str, str], list[float]] = {}
 
     # -- running hooks --
 
@@ -285,6 +288,9 @@ class _Session:
 
     def _apply(self, unit: Unit) -> None:
         """Let a finished unit take effect."""
+        if unit.measurements is not None:
+            for metric, (_, values) in unit.measurements.found.items():
+                self._measured[metric] = [*self._measured.get(metric, []), *values]
         for change in self._state.apply(unit.writes, 0, 0):
             text = None if change.new is None else change.new.text
             self._writes[change.key] = text
@@ -326,6 +332,7 @@ class _Session:
             events=list(events.values()),
             delayed=[(events[record.id], from_us(due_us)) for record, due_us in self._due],
             tasks=self._submitted,
+            metrics=self._measured,
             state={key: decode(text) for key, text in self._state.items()},
             error=self._error,
             failure=self._failure,

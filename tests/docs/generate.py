@@ -119,6 +119,7 @@ def describe_errors() -> str:
 GROUPS = {
     "Agents": ("AgentBase", "AgentManager", "StateContext", "Secret"),
     "Events": ("Event", "EventBus"),
+    "Metrics": ("push_metrics",),
     "Tasks": ("task", "Task", "RetryAfter", "Fatal", "TaskLimit"),
     "The loop": ("AELController", "Scheduler", "Settings", "Store"),
     "From other processes": ("connect",),
@@ -164,6 +165,8 @@ def describe_modules() -> Iterator[str]:
             yield from describe_name(ael_store, name)
             if name == "Task":
                 yield from describe_name(importlib.import_module("ael_store.runtime.attempt"), "Attempt")
+            if name == "push_metrics":
+                yield from describe_name(importlib.import_module("ael_store.runtime.metrics"), "Metrics")
             if name == "Store":
                 yield from describe_name(importlib.import_module("ael_store.store.past_state"), "PastState")
             if name == "connect":

@@ -49,6 +49,8 @@ class Writer(AgentBase):
     async def on_tick(self, context: StateContext) -> None:
         n = context.increment("n")
         context.set(f"key/{n % 5}", {"n": n})
+        context.metrics.gauge("n", n)
+        context.metrics.count("writes")
         context.own.set("last", n)
         if n % 7 == 3:
             context.delete(f"key/{(n + 1) % 5}")
