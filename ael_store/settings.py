@@ -22,7 +22,16 @@ from typing import Any, Literal
 from ael_store.errors import InvalidSetting
 from ael_store.model.secret import Secret
 
-__all__ = ["AT_START", "AgentTable", "LoadedSettings", "Rule", "Settings", "TaskLimit", "load_settings"]
+__all__ = [
+    "AT_START",
+    "AgentTable",
+    "LoadedSettings",
+    "Rule",
+    "Settings",
+    "TaskLimit",
+    "load_settings",
+    "secret_origin",
+]
 
 _YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
 _NOUNS = {"bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text"}
@@ -230,7 +239,11 @@ class Settings:
         "INFO", "Least level that is logged", "DEBUG", "INFO", "WARNING", "ERROR"
     )
     log_format: Literal["auto", "console", "json"] = _choice(
-        "auto", "How log lines look; auto is console on a terminal, else json", "auto", "console", "json"
+        "auto",
+        "How log lines look; auto is console on a terminal and in the journal, else json",
+        "auto",
+        "console",
+        "json",
     )
     quarantine_after: int = _count(20, "Errors in a row after which an agent is quarantined")
     backoff_after: int = _count(5, "Errors in a row after which an agent backs off")
@@ -677,6 +690,18 @@ def _find_secret(name: object, where: str, environ: Mapping[str, str]) -> Secret
                 f"the file named by {name}_FILE, and $CREDENTIALS_DIRECTORY/{name}"
             )
     return Secret(text, name)
+
+
+def secret_origin(name: str, environ: Mapping[str, str]) -> str | None:
+    """Return where the secret of a name comes from; None where there is none."""
+    if environ.get(name):
+        return f"environment {name}"
+    if environ.get(f"{name}_FILE"):
+        return f"file {environ[f'{name}_FILE']} (environment {name}_FILE)"
+    credentials = environ.get("CREDENTIALS_DIRECTORY")
+    if credentials and os.path.exists(os.path.join(credentials, name)):
+        return f"credential {name} of the service manager"
+    return None
 
 
 def _read_secret(path: str | None, where: str, name: str, *, must_exist: bool = True) -> str:

@@ -56,19 +56,20 @@ def printable_json(text: str, keep: str = "") -> str:
 def configure_logging(level: str = "INFO", format: str = "auto") -> None:
     """Write log records of `level` and above to stderr, one line each; a second call replaces the first.
 
-    `format` is `console`, `json`, or `auto`: console where stderr is a terminal, else json.
+    `format` is `console`, `json`, or `auto`: console where stderr is a terminal or the journal of systemd, else json.
+    The journal has the time of each line itself, and gets its level as the prefix that it understands (`<4>`).
     """
     with _hidden("rich"):
         import structlog
     from structlog.stdlib import ExtraAdder, ProcessorFormatter
 
-    terminal = sys.stderr.isatty()
-    as_json = format == "json" or (format == "auto" and not terminal)
+    terminal, journal = sys.stderr.isatty(), _is_journal(sys.stderr)
+    as_json = format == "json" or (format == "auto" and not (terminal or journal))
     first: list[Any] = [
         structlog.contextvars.merge_contextvars,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        *([] if journal else [structlog.processors.TimeStamper(fmt="iso", utc=True)]),
         structlog.processors.StackInfoRenderer(),
     ]
     last: list[Any] = [ProcessorFormatter.remove_processors_meta, structlog.processors.format_exc_info]
@@ -77,12 +78,13 @@ def configure_logging(level: str = "INFO", format: str = "auto") -> None:
     else:
         colors = terminal and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
         last += [
+            *([_without_level] if journal else []),
             _escaped,
             structlog.dev.ConsoleRenderer(
                 colors=colors, pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
             ),
         ]
-    handler = _StderrHandler()
+    handler = _JournalHandler() if journal else _StderrHandler()
     handler.set_name(OWN_NAME)
     handler.setFormatter(ProcessorFormatter(processors=last, foreign_pre_chain=[*first, ExtraAdder(), _without_traces]))
 
@@ -132,6 +134,30 @@ class _StderrHandler(logging.StreamHandler[TextIO]):
         return sys.stderr
 
 
+def _is_journal(stream: TextIO) -> bool:
+    """Say whether a stream leads to the journal of systemd, which names it by device and inode."""
+    named = os.environ.get("JOURNAL_STREAM", "")
+    if not named:
+        return False
+    try:
+        status = os.fstat(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        return False
+    return named == f"{status.st_dev}:{status.st_ino}"
+
+
+PRIORITIES = ((logging.CRITICAL, 2), (logging.ERROR, 3), (logging.WARNING, 4), (logging.INFO, 6))
+"""Levels and what syslog calls them; what is below is 7."""
+
+
+class _JournalHandler(_StderrHandler):
+    """Begins each line with its priority: the journal takes the lines of a traceback as entries of their own."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        priority = next((number for level, number in PRIORITIES if record.levelno >= level), 7)
+        return "\n".join(f"<{priority}>{line}" for line in super().format(record).split("\n"))
+
+
 # -- processors of structlog ------------------------------------------------------------------------
 
 EventDict = MutableMapping[str, Any]
@@ -141,6 +167,12 @@ def _without_traces(_logger: Any, _method: str, fields: EventDict) -> EventDict:
     """Drop what the formatters of other handlers leave in a record; an `extra` can't have these names."""
     fields.pop("message", None)
     fields.pop("asctime", None)
+    return fields
+
+
+def _without_level(_logger: Any, _method: str, fields: EventDict) -> EventDict:
+    """Drop what the priority of the line says."""
+    fields.pop("level", None)
     return fields
 
 

@@ -12,6 +12,7 @@ from typer.main import get_command
 from ael_store._version import __version__
 from ael_store.cli import (
     agents,
+    config,
     db,
     doctor,
     events,
@@ -58,6 +59,7 @@ def make_app() -> typer.Typer:
         sql,
         fork,
         replay,
+        config,
         service,
         db,
         web,

@@ -206,7 +206,7 @@ def settings_file(loaded: LoadedSettings) -> Iterator[Finding]:
                 f"{loaded.file} may be written by everybody, who could have any code run",
                 f"`chmod o-w {loaded.file}`",
             )
-    yield ok("settings", f"{where}; {changed} settings differ from the defaults")
+    yield ok("settings", f"{where}; {changed} settings differ from the defaults (`ael config show --origin`)")
 
 
 def secrets(loaded: LoadedSettings) -> Iterator[Finding]:

@@ -193,3 +193,50 @@ def test_configuring_loads_no_rich() -> None:
 def test_printable(text: str, shown: str) -> None:
     assert printable(text) == shown
     assert json.loads(printable_json(json.dumps(text, ensure_ascii=False))) == text
+
+
+# -- the journal ------------------------------------------------------------------------------------
+
+IN_JOURNAL = """
+import logging, os, sys
+status = os.fstat(2)
+os.environ["JOURNAL_STREAM"] = f"{status.st_dev}:{status.st_ino + int(sys.argv[2])}"
+from ael_store.telemetry import configure_logging
+configure_logging("DEBUG", sys.argv[1])
+log = logging.getLogger("ael_store.test")
+log.info("one\\nline")
+log.debug("quiet")
+try:
+    1 / 0
+except ZeroDivisionError:
+    log.exception("failed")
+"""
+
+
+def journal_lines(form: str, other: int = 0) -> list[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", IN_JOURNAL, form, str(other)], capture_output=True, text=True, check=True
+    )
+    return done.stderr.splitlines()
+
+
+def test_journal_gets_priorities_and_neither_time_nor_level() -> None:
+    lines = journal_lines("auto")
+
+    assert lines[0].rstrip() == "<6>one\\nline [ael_store.test]"
+    assert lines[1].startswith("<7>quiet")
+    assert lines[2].startswith("<3>failed")
+    assert all(line.startswith("<3>") for line in lines[2:])
+    assert lines[-1] == "<3>    ZeroDivisionError: division by zero"
+
+
+def test_json_in_the_journal_has_a_priority_before_it() -> None:
+    first = journal_lines("json")[0]
+
+    assert first.startswith("<6>")
+    assert json.loads(first[3:]) == {"level": "info", "logger": "ael_store.test", "event": "one\nline"}
+
+
+def test_stderr_that_is_not_the_journal_is_as_everywhere() -> None:
+    """A child of a service whose output goes somewhere else has the variable too."""
+    assert set(json.loads(journal_lines("auto", other=1)[0])) == {"timestamp", "level", "logger", "event"}
