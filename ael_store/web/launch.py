@@ -75,7 +75,10 @@ class Launch:
 
 
 def launch_of(path: Path, settings: Settings, address: Address, listening: socket.socket, *, is_child: bool) -> Launch:
-    """Return what a server is told. Makes the token where one is wanted; raises TokenNotUsable."""
+    """Return what a server is told. Raises TokenNotUsable where its token can't be used.
+
+    A missing token is made, for a child by itself: before a loop has started, nothing is known of its folder.
+    """
     launch = Launch(
         path=str(path),
         host=address.host,
@@ -89,8 +92,11 @@ def launch_of(path: Path, settings: Settings, address: Address, listening: socke
         log_format=settings.log_format,
         limits=asdict(Limits(settings.key_bytes, settings.value_bytes, settings.event_bytes, settings.value_depth)),
     )
-    if launch.token is not None:
-        launch.token.make()
+    token = launch.token
+    if token is not None and not is_child:
+        token.make()
+    elif token is not None and os.path.lexists(token.path):
+        token.text()
     return launch
 
 

@@ -118,11 +118,14 @@ async def _rows(
     page: Callable[[PlainReader, int], Rows],
 ) -> AsyncIterator[ServerSentEvent]:
     """Yield the rows that follow `begin`, without end; without it those that come from now on."""
-    first = await service.tail.newest()
-    last = newest_of(first) if begin is None else begin
-    position: Position | None = first
+    position = await service.tail.after(None)
+    last = begin
     while position is not None:
         newest = newest_of(position)
+        if last is None:
+            last = newest
+        elif newest < last:  # the client may know more than this tail has seen, from another server
+            newest = newest_of(await service.tail.newest())
         if not 0 <= newest - last <= FURTHEST:  # far behind; or another file has this name now
             last = newest
             yield ServerSentEvent(to_json({"newest": newest}).decode(), event="resync", id=str(newest))

@@ -40,6 +40,7 @@ class Tail:
         """Follow the database for the length of a `with` block."""
         self._listeners += 1
         if self._task is None or self._task.done():
+            self.position = self._version = None  # what it knew may be old
             self._task = asyncio.create_task(self._follow())
         try:
             yield

@@ -206,7 +206,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     (folder / "ael.toml").write_text('web = "127.0.0.1:0"\ndelivery_attempts = 1\ntick_rate = 0.05\n')
     with running(folder, "run", "agents.py", "--quiet") as process:
         found = Site(folder / "ael.db", port_in(folder, process))
-        until(lambda: found.get("/api/v1/status").json.get("iteration", 0) > 5, process)
+        until(lambda: found.get("/api/v1/status").json.get("iteration", 0) > 12, process)
         until(lambda: found.get("/api/v1/events/dead").json["items"], process)
         until(lambda: found.get("/api/v1/tasks?status=failed").json["items"], process)
         yield found

@@ -47,7 +47,7 @@ def test_description_says_what_is_taken(site: Site) -> None:
 
 def test_every_list_answers_and_pages_to_its_end(site: Site) -> None:
     for name, number in (("events", "id"), ("iterations", "iteration"), ("state", "key"), ("state/history", "id")):
-        begin = site.get(f"/api/v1/{name}?limit=2&before=8" if name != "state" else "/api/v1/state?limit=2").json
+        begin = site.get(f"/api/v1/{name}?limit=2&before=6" if name != "state" else "/api/v1/state?limit=2").json
         found = list(begin["items"])
         following = begin["next"]
         while following is not None:
@@ -56,7 +56,7 @@ def test_every_list_answers_and_pages_to_its_end(site: Site) -> None:
             following = page["next"]
         numbers = [row[number] for row in found]
         assert numbers == sorted(set(numbers), reverse=name != "state"), name
-        assert len(found) > 5
+        assert len(found) >= 5
 
 
 def test_status_says_what_the_command_line_says(site: Site) -> None:

@@ -30,7 +30,7 @@ function tell(text, level) {
   tell.timer = setTimeout(() => (notice.hidden = true), level === "bad" ? 12_000 : 4000);
 }
 
-async function refresh(address = location.href) {
+async function refresh() {
   isWanted = true;
   if (isAsking) return;
   isAsking = true;
@@ -39,10 +39,13 @@ async function refresh(address = location.href) {
       await new Promise((resolve) => setTimeout(resolve, Math.max(0, askedAt + PAUSE_MS - Date.now())));
       isWanted = false;
       askedAt = Date.now();
+      const address = location.href;
       const answer = await fetch(address, { headers: { accept: "text/html" } });
       if (answer.redirected && new URL(answer.url).pathname === "/login") location.assign("/login");
-      if (!answer.ok) continue; // it says so when it is loaded by hand; what is shown stays
-      take(await answer.text());
+      const text = await answer.text();
+      if (location.href !== address) isWanted = true; // the slider was moved meanwhile
+      else if (answer.ok) take(text);
+      else tell((new DOMParser().parseFromString(text, "text/html").getElementById("why") ?? {}).textContent ?? "The server refused it.", "bad");
     }
   } catch {
     showState("lost");
@@ -69,7 +72,7 @@ async function goTo(address) {
   document.body.dataset.live = isPast ? "past" : "commits";
   connect();
   askedAt = 0;
-  await refresh(location.href);
+  await refresh();
 }
 
 function addressAt(at) {
@@ -93,11 +96,9 @@ document.addEventListener("change", (event) => {
 document.addEventListener("click", (event) => {
   if (event.target.id !== "to-now" || event.metaKey || event.ctrlKey) return;
   event.preventDefault();
-  goTo(addressAt(null)).then(() => {
-    const slider = document.getElementById("slider");
-    document.getElementById("moment").value = document.getElementById("moment").defaultValue;
-    slider.value = slider.max;
-  });
+  const moment = document.getElementById("moment");
+  moment.value = moment.defaultValue; // nobody's any more, so that it follows the loop again
+  goTo(addressAt(null));
 });
 
 // -- changes ----------------------------------------------------------------------------------------
