@@ -140,7 +140,9 @@ def _dashboard(settings: Settings) -> AbstractContextManager[None]:
     from ael_store.web.beside import Beside
 
     beside = Beside(database_path(settings.db), settings)
-    log.info("dashboard at %s", beside.launch.address.url)
+    token = beside.launch.token
+    where = "" if token is None else f"; the token for changes is in {token.path}"
+    log.info("dashboard at %s%s", beside.launch.address.url, where)
     return beside.serving()
 
 

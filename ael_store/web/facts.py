@@ -12,7 +12,7 @@ from ael_store.runtime.vitals import status_word
 from ael_store.store.plain_reader import PlainReader
 from ael_store.web.database import Database
 
-__all__ = ["Facts", "Verdict", "verdict"]
+__all__ = ["MILD", "Facts", "Verdict", "verdict"]
 
 FRESH_S = 0.5
 """How long the same figures are given to everybody who asks."""
@@ -123,15 +123,8 @@ def verdict(facts: dict[str, Any]) -> Verdict:
     count = len(problems)
     what = "one thing needs a look" if count == 1 else f"{count} things need a look"
     if status in ("stopped", "new"):
-        return Verdict(
-            "idle",
-            "The loop is not running",
-            what
-            if count
-            else "it was stopped in order"
-            if status == "stopped"
-            else "it has never run on this database",
-        )
+        past = "it was stopped in order" if status == "stopped" else "it has never run on this database"
+        return Verdict("idle", "The loop is not running", what if count else past)
     if any(problem["kind"] not in MILD for problem in problems):
         return Verdict("bad", "Something is wrong", what)
     if status == "paused":

@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -161,8 +162,6 @@ def _host_name(values: list[str]) -> str | None:
 
 def _is_number(name: str) -> bool:
     """Say whether a name is an IP address: nobody can make that mean something else."""
-    import ipaddress
-
     try:
         ipaddress.ip_address(name)
     except ValueError:

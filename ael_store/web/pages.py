@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Awaitable, Callable
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ael_store._version import __version__
 from ael_store.errors import TaskNotFound, UsageError
 from ael_store.model.values import same
 from ael_store.web.answer import answer
-from ael_store.web.facts import verdict
+from ael_store.web.facts import MILD, verdict
 from ael_store.web.looks import FILTERS, numeric
 from ael_store.web.parameters import Parameter, read_body, read_query
 from ael_store.web.routes import AFTER, AT, BEFORE, KEY, ONLY, PREFIX, SOURCE, TASK_STATUS, TEXT, TYPE
@@ -125,7 +126,11 @@ async def overview(request: Request, values: Values) -> Response:
     before = None if at is None else facts["events"] + 1
     latest, _ = await service.database.read(lambda reader: reader.event_page(before=before, limit=8))
     problems = [
-        {**problem, "page": PROBLEM_PAGES.get(problem["kind"], "/").format(quote(problem["subject"], safe=""))}
+        {
+            **problem,
+            "page": PROBLEM_PAGES.get(problem["kind"], "/").format(quote(problem["subject"], safe="")),
+            "level": "warn" if problem["kind"] in MILD else "bad",
+        }
         for problem in now["problems"]
     ]
     return await _shown(
@@ -205,8 +210,6 @@ async def agent(request: Request, values: Values) -> Response:
 
 
 def _seconds(moment: str) -> float:
-    from datetime import datetime
-
     return datetime.fromisoformat(moment).timestamp()
 
 

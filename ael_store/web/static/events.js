@@ -6,7 +6,7 @@ const MOST_ROWS = 500;
 
 function visible(text) {
   return text.replace(/[\p{C}\p{Z}]/gu, (character) =>
-    character === " " ? " " : `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`);
+    character === " " || character === "\n" ? character : `\\u${character.codePointAt(0).toString(16).padStart(4, "0")}`);
 }
 
 function row(event) {
@@ -26,7 +26,7 @@ function row(event) {
   source.firstChild.textContent = visible(event.source).slice(0, 80);
   const [summary, value] = data.firstChild.children;
   summary.textContent = visible(JSON.stringify(event.data).slice(0, 120));
-  value.textContent = JSON.stringify(event.data, null, 2).slice(0, 100_000);
+  value.textContent = visible(JSON.stringify(event.data, null, 2).slice(0, 100_000));
   made.classList.add("fresh");
   return made;
 }

@@ -1,5 +1,5 @@
-// Makes a page live: it asks for itself again when something was committed, once a second at most, and takes over what
-// is new in it. Forms that change something are sent without leaving the page.
+// Makes a page live: it asks for itself again when something was committed, once a second at most and every five at
+// least, and takes over what is new in it. Forms that change something are sent without leaving the page.
 
 import { drawAll } from "/static/chart.js";
 import { follow } from "/static/events.js";
@@ -7,6 +7,7 @@ import { Stream } from "/static/live.js";
 import { morph } from "/static/morph.js";
 
 const PAUSE_MS = 1000;
+const LONGEST_MS = 5000;
 const WORDS = { live: "Live", lost: "Connection lost", past: "Past", static: "Not live" };
 
 const connection = document.getElementById("connection");
@@ -141,6 +142,11 @@ function connect() {
   if (log === null) stream = new Stream("/api/v1/stream", handlers, { onState: showState });
   else if (log.dataset.log !== "") stream = follow(log, showState);
 }
+
+// A loop that has died commits nothing, and a page that waits for commits would never say so.
+setInterval(() => {
+  if (!document.hidden && document.body.dataset.live !== "past") refresh();
+}, LONGEST_MS);
 
 drawAll();
 connect();
