@@ -184,6 +184,14 @@ Path(hung, "hang").unlink()
 assert until(lambda: shown(units[0])["ActiveState"] == "active" and shown(units[0])["MainPID"] not in ("0", pid))
 facts["restarted"] = [shown(unit) for unit in units]
 
+Path(other, "ael.toml").write_text("tick_rate = 0.1\\ngrace = 3\\n")
+assert systemctl("reload", units[1]).returncode == 0
+database = f"{other}/ael.db"
+told = "SELECT arguments FROM commands WHERE name = 'settings.reload'"
+assert until(lambda: ael("sql", told, "--json", "--db", database))
+assert until(lambda: shown(units[1])["ActiveState"] == "active")
+facts["reloaded"] = [ael("sql", told, "--json", "--db", database), shown(units[1])]
+
 Path(other, "agents.py").write_text("1 / 0")
 os.kill(int(facts["started"][1]["MainPID"]), signal.SIGKILL)
 assert until(lambda: shown(units[1])["ActiveState"] == "failed"), shown(units[1])
@@ -239,6 +247,10 @@ def test_systemd_starts_watches_restarts_and_stops_projects_side_by_side(tmp_pat
     hung, other = facts["restarted"]
     assert hung["NRestarts"] == "1"
     assert (other["NRestarts"], other["MainPID"]) == ("0", facts["started"][1]["MainPID"])
+
+    [change], unit = facts["reloaded"]
+    assert json.loads(change["arguments"]) == {"changes": {"grace": 3.0}}
+    assert unit["MainPID"] == other["MainPID"]
 
     assert (facts["refused"]["ExecMainStatus"], facts["refused"]["NRestarts"]) == ("2", "1")
     assert facts["stopped"]["run"]["status"] == "stopped"
