@@ -511,6 +511,11 @@ class Commit:
         return rows + len(self.samples)
 
     @property
+    def recent_rows(self) -> int:
+        """How many rows of history it writes that their indexes are to catch up with."""
+        return len(self.ticks) + len(self.changes) + len(self.events)
+
+    @property
     def idle(self) -> bool:
         """True where nothing happened that must not wait: only iterations and counts."""
         return self.kind == "iteration" and not (

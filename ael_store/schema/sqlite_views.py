@@ -8,6 +8,8 @@ views of its time; this is the newest.
 
 from __future__ import annotations
 
+from ael_store.schema.recent import is_recent
+
 __all__ = ["ABOUT", "VIEWS"]
 
 YEAR_1_S = 62_135_596_800
@@ -44,6 +46,17 @@ OUTCOME = (
     "CASE t.outcome WHEN 0 THEN 'success' WHEN 1 THEN 'error' WHEN 2 THEN 'timeout' "
     "WHEN 3 THEN 'conflict' ELSE 'cancelled' END"
 )
+CAUSE = "CASE WHEN t.cause_event_id IS NOT NULL THEN 'event' WHEN t.cause_task_id IS NOT NULL THEN 'task' END"
+CAUSE_ID = "coalesce(t.cause_event_id, t.cause_task_id)"
+
+
+def _indexed_and_recent(select: str, table: str, alias: str, also: str = "") -> str:
+    """Return a question to a table of history twice: to what its indexes have, and to the recent rows.
+
+    `also` is what else holds of the first.
+    """
+    return f"{select} WHERE {alias}.recent IS NULL{also}\n        UNION ALL{select} WHERE {is_recent(table, alias)}"
+
 
 VIEWS: dict[str, str] = {
     "v_state": f"""
@@ -54,7 +67,8 @@ VIEWS: dict[str, str] = {
         JOIN agents a ON a.id = s.agent_id
         LEFT JOIN state_changes c ON c.id = s.change_id
         LEFT JOIN ticks t ON t.id = c.tick_id""",
-    "v_state_history": f"""
+    "v_state_history": _indexed_and_recent(
+        f"""
         SELECT c.id AS id, k.name AS key, CASE WHEN c.value IS NULL THEN 'delete' ELSE 'set' END AS operation,
                p.value AS old_value, c.value AS new_value, a.name AS agent, t.iteration AS iteration,
                {_time("t.started_us")} AS changed_at
@@ -62,15 +76,25 @@ VIEWS: dict[str, str] = {
         JOIN keys k ON k.id = c.key_id
         JOIN ticks t ON t.id = c.tick_id AND c.id > t.change_id AND c.id <= t.change_id + t.changes
         JOIN agents a ON a.id = t.agent_id
-        LEFT JOIN state_changes p ON p.id = c.previous_id""",
-    "v_events": f"""
+        LEFT JOIN state_changes p ON p.id = c.previous_id
+       """,
+        "state_changes",
+        "c",
+        also=" AND t.recent IS NULL",
+    ),
+    "v_events": _indexed_and_recent(
+        f"""
         SELECT e.id AS id, y.name AS type, o.name AS source, e.data AS data,
                coalesce(e.metadata, '{{}}') AS metadata, t.iteration AS iteration,
                {_time("coalesce(e.timestamp_us, t.started_us)")} AS emitted_at
         FROM events e
         JOIN event_types y ON y.id = e.type_id
         JOIN event_sources o ON o.id = e.source_id
-        LEFT JOIN ticks t ON t.id = e.tick_id""",
+        LEFT JOIN ticks t ON t.id = e.tick_id
+       """,
+        "events",
+        "e",
+    ),
     "v_agents": f"""
         SELECT a.name AS name, a.priority AS priority, a.enabled AS enabled,
                CASE WHEN a.registered = 0 THEN 'absent' WHEN a.enabled = 0 THEN 'disabled'
@@ -82,13 +106,18 @@ VIEWS: dict[str, str] = {
         FROM agents a
         JOIN agent_stats s ON s.agent_id = a.id
         WHERE a.id > 0""",
-    "v_ticks": f"""
+    "v_ticks": _indexed_and_recent(
+        f"""
         SELECT t.id AS id, a.name AS agent, t.iteration AS iteration, {KIND} AS kind, {OUTCOME} AS outcome,
                {_time("t.started_us")} AS started_at, {_milliseconds("t.duration_us")} AS duration_ms,
                x.type || ': ' || x.message AS error
         FROM ticks t
         JOIN agents a ON a.id = t.agent_id
-        LEFT JOIN tick_errors x ON x.tick_id = t.id""",
+        LEFT JOIN tick_errors x ON x.tick_id = t.id
+       """,
+        "ticks",
+        "t",
+    ),
     "v_iterations": f"""
         SELECT i.id AS iteration, i.run_id AS run_id, {_time("i.started_us")} AS started_at,
                {_milliseconds("i.duration_us")} AS duration_ms, i.ticks AS ticks, i.errors AS errors,
@@ -103,13 +132,21 @@ VIEWS: dict[str, str] = {
                     THEN coalesce(r.last_iteration, (SELECT max(id) FROM iterations)) END AS last_iteration,
                r.pid AS pid, r.host AS host, r.version AS version
         FROM runs r""",
-    "v_pending": """
+    "v_pending": f"""
         SELECT s.subscriber AS subscriber, e.id AS event_id, y.name AS type,
                CASE WHEN e.id = s.attempt_event_id THEN s.attempts ELSE 0 END AS attempts
         FROM subscriptions s
         CROSS JOIN event_types y
         CROSS JOIN events e ON e.type_id = y.id AND e.id > s.cursor
-        WHERE s.ended_us IS NULL AND e.target_id IS NULL
+        WHERE s.ended_us IS NULL AND e.target_id IS NULL AND e.recent IS NULL
+          AND EXISTS (SELECT 1 FROM subscription_patterns p
+                      WHERE p.subscription_id = s.id AND y.name GLOB p.glob)
+        UNION ALL
+        SELECT s.subscriber, e.id, y.name, CASE WHEN e.id = s.attempt_event_id THEN s.attempts ELSE 0 END
+        FROM subscriptions s
+        CROSS JOIN events e ON e.id > s.cursor
+        CROSS JOIN event_types y ON y.id = e.type_id
+        WHERE s.ended_us IS NULL AND e.target_id IS NULL AND {is_recent("events", "e")}
           AND EXISTS (SELECT 1 FROM subscription_patterns p
                       WHERE p.subscription_id = s.id AND y.name GLOB p.glob)
         UNION ALL
@@ -177,30 +214,38 @@ VIEWS: dict[str, str] = {
                      lag(total_us) OVER of_agent AS total_before
               FROM agent_marks WINDOW of_agent AS (PARTITION BY agent_id ORDER BY hour_us)) m
         JOIN agents a ON a.id = m.agent_id""",
-    "v_causes": f"""
+    "v_causes": " UNION ALL ".join(
+        (
+            _indexed_and_recent(
+                f"""
         SELECT 'change' AS effect, c.id AS effect_id, k.name AS subject, a.name AS agent, t.iteration AS iteration,
-               t.id AS unit_id, {KIND} AS unit_kind,
-               CASE WHEN t.cause_event_id IS NOT NULL THEN 'event' WHEN t.cause_task_id IS NOT NULL THEN 'task' END
-               AS cause, coalesce(t.cause_event_id, t.cause_task_id) AS cause_id
+               t.id AS unit_id, {KIND} AS unit_kind, {CAUSE} AS cause, {CAUSE_ID} AS cause_id
         FROM state_changes c
         JOIN keys k ON k.id = c.key_id
         JOIN ticks t ON t.id = c.tick_id
         JOIN agents a ON a.id = t.agent_id
-        UNION ALL
-        SELECT 'event', e.id, y.name, a.name, t.iteration, t.id, {KIND},
-               CASE WHEN t.cause_event_id IS NOT NULL THEN 'event' WHEN t.cause_task_id IS NOT NULL THEN 'task' END,
-               coalesce(t.cause_event_id, t.cause_task_id)
+       """,
+                "state_changes",
+                "c",
+            ),
+            _indexed_and_recent(
+                f"""
+        SELECT 'event', e.id, y.name, a.name, t.iteration, t.id, {KIND}, {CAUSE}, {CAUSE_ID}
         FROM events e
         JOIN event_types y ON y.id = e.type_id
         JOIN ticks t ON t.id = e.tick_id
         JOIN agents a ON a.id = t.agent_id
-        UNION ALL
-        SELECT 'task', q.id, q.name, a.name, t.iteration, t.id, {KIND},
-               CASE WHEN t.cause_event_id IS NOT NULL THEN 'event' WHEN t.cause_task_id IS NOT NULL THEN 'task' END,
-               coalesce(t.cause_event_id, t.cause_task_id)
+       """,
+                "events",
+                "e",
+            ),
+            f"""
+        SELECT 'task', q.id, q.name, a.name, t.iteration, t.id, {KIND}, {CAUSE}, {CAUSE_ID}
         FROM tasks q
         JOIN ticks t ON t.id = q.tick_id
         JOIN agents a ON a.id = t.agent_id""",
+        )
+    ),
     "v_metrics": f"""
         SELECT s.id AS id, m.channel AS channel, m.name AS name, m.kind AS kind, s.value AS value,
                a.name AS agent, s.iteration AS iteration, {_time("s.at_us")} AS recorded_at

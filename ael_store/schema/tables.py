@@ -8,11 +8,11 @@ Tables are ours to change; users read the views (`sqlite_views.py`). Conventions
 - History tables carry no foreign keys: they are written in bulk and pruned by id, and the parent of a row
   is always older than the row. Small tables do.
 - Secondary indexes are most of a commit's cost, so the history has five, one for each question that a view
-  answers: the changes of a key, the events of a type, the events of a source, the ticks of an agent, the samples
-  of a metric. Everything
-  else is reached through ids: a tick knows the range of its changes and events. The index of `state` on its
-  agent is written only when a key changes hands. Tasks are few and have what they need; the index of those that
-  are not over is partial, so a start and a limit find them among any number of old ones.
+  answers: the changes of a key, the events of a type, the events of a source, the ticks of an agent, the samples of
+  a metric; no commit writes the first four, they catch up in bulk (`recent.py`). Everything else is reached through
+  ids: a tick knows the range of its changes and events. The index of `state` on its agent is written only when a key
+  changes hands. Tasks are few and have what they need; the index of those that are not over is partial, so a start
+  and a limit find them among any number of old ones.
 """
 
 from __future__ import annotations
@@ -63,6 +63,15 @@ def _table(name: str, *columns: SchemaItem, comment: str) -> Table:
 
 def _digest(of: str = "this row") -> Column[int]:
     return Column("digest", Int, comment=f"digest of {of} (`store/digest.py`); NULL where it is older than digests")
+
+
+def _recent() -> Column[int]:
+    return Column("recent", Int, comment="1 while its indexes do not have this row yet, then NULL")
+
+
+def _index(column: Column[int]) -> Index:
+    """Declare an index of the history: over what is not recent any more."""
+    return Index(None, column, sqlite_where=column.table.c.recent.is_(None))
 
 
 def _id(comment: str) -> Column[int]:
@@ -216,26 +225,31 @@ state = _table(
 state_changes = _table(
     "state_changes",
     _id("number of the change"),
-    Column("key_id", Int, nullable=False, index=True, comment="the key"),
+    Column("key_id", Int, nullable=False, comment="the key"),
     Column("value", Text, comment="the new value, as JSON text; NULL where the key was deleted"),
     Column("previous_id", Int, comment="the change that set the old value; NULL where there was none"),
     Column("tick_id", Int, nullable=False, comment="the unit that made it"),
+    _recent(),
     comment="Every change of the state.",
 )
+_index(state_changes.c.key_id)
 
 events = _table(
     "events",
     _id("number of the event"),
-    Column("type_id", Int, nullable=False, index=True, comment="its type"),
-    Column("source_id", Int, nullable=False, index=True, comment="its source"),
+    Column("type_id", Int, nullable=False, comment="its type"),
+    Column("source_id", Int, nullable=False, comment="its source"),
     Column("data", Text, comment="its data, as JSON text; NULL where there is none"),
     Column("metadata", Text, comment="its metadata, as JSON text; NULL where it is empty"),
     Column("timestamp_us", Int, comment="when it was emitted; NULL where that is the `started_us` of its tick"),
     Column("tick_id", Int, nullable=False, comment="the unit that emitted it"),
     Column("hops", Int, comment="how many handlers of events led to it, one after another; NULL for none"),
     Column("target_id", Int, comment="of a reply, who alone gets it (a name in `event_sources`); NULL for everybody"),
+    _recent(),
     comment="Every event that was emitted.",
 )
+_index(events.c.type_id)
+_index(events.c.source_id)
 
 Index(
     "ix_events_target_id",
@@ -248,7 +262,7 @@ ticks = _table(
     _id("number of the unit"),
     Column("iteration", Int, nullable=False, comment="the iteration it belongs to"),
     Column("place", Int, nullable=False, comment="its place among the units of the iteration, from 0"),
-    Column("agent_id", Int, nullable=False, index=True, comment="the agent; 0 for outside"),
+    Column("agent_id", Int, nullable=False, comment="the agent; 0 for outside"),
     Column(
         "kind",
         Int,
@@ -267,8 +281,10 @@ ticks = _table(
     Column("cause_event_id", Int, comment="the event it handled"),
     Column("subscription_id", Int, comment="the subscription whose cursor it moved to that event"),
     Column("cause_task_id", Int, comment="the task whose result it took up"),
+    _recent(),
     comment="One row for each unit of work that changed, emitted or consumed something, or did not succeed.",
 )
+_index(ticks.c.agent_id)
 
 tick_errors = _table(
     "tick_errors",

@@ -10,6 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, text
 
 from ael_store.clock import iso
+from ael_store.schema.recent import EVENTS, TICKS
 from ael_store.store.moment import Moment, moment_at
 from ael_store.store.questions import COMMON, Questions, Row
 from ael_store.store.reader import Reader
@@ -40,17 +41,18 @@ QUERIES = {
     ),
     "units of agent": (
         "SELECT t.id, t.iteration, t.kind, t.outcome, t.started_us, t.duration_us, t.changes, t.events, "
-        "t.cause_event_id, t.cause_task_id FROM ticks t WHERE t.agent_id = :agent AND t.id > :after AND t.id <= :until "
+        f"t.cause_event_id, t.cause_task_id FROM {TICKS} t "
+        "WHERE t.agent_id = :agent AND t.id > :after AND t.id <= :until "
         "ORDER BY t.id"
     ),
     "units before": (
         "SELECT t.id, t.iteration, t.kind, t.outcome, t.started_us, t.duration_us, t.changes, t.events, "
-        "t.cause_event_id, t.cause_task_id FROM ticks t WHERE t.agent_id = :agent AND t.id <= :until "
+        f"t.cause_event_id, t.cause_task_id FROM {TICKS} t WHERE t.agent_id = :agent AND t.id <= :until "
         "ORDER BY t.id DESC LIMIT :most"
     ),
     "next unit": (  # a hook that ran long: its unit is later than what it kept its agent from
         "SELECT t.id, t.iteration, t.kind, t.outcome, t.started_us, t.duration_us, t.changes, t.events, "
-        "t.cause_event_id, t.cause_task_id FROM ticks t WHERE t.agent_id = :agent AND t.id > :after "
+        f"t.cause_event_id, t.cause_task_id FROM {TICKS} t WHERE t.agent_id = :agent AND t.id > :after "
         "ORDER BY t.id LIMIT 1"
     ),
     "ticks": (
@@ -58,7 +60,7 @@ QUERIES = {
         "ORDER BY t.id"
     ),
     "starts of the loop": (
-        "SELECT e.data, t.started_us FROM events e JOIN ticks t ON t.id = e.tick_id "
+        f"SELECT e.id, e.data, t.started_us FROM {EVENTS} e JOIN ticks t ON t.id = e.tick_id "
         "WHERE e.type_id = (SELECT id FROM event_types WHERE name = 'ael_started') AND e.id <= :until "
         "ORDER BY e.id DESC LIMIT :most"
     ),

@@ -1,7 +1,8 @@
-"""Moves the write-ahead log into the database: after a commit has been answered, never inside one.
+"""What is put off until a commit has been answered: moving the write-ahead log, and catching up with indexes.
 
-SQLite would do it at the end of the COMMIT that fills the log, so that every so often an iteration waited for two
-more syncs. Here it is a job of its own in the driver's thread, between commits, beside the agents' next hooks.
+SQLite would move the log into the database at the end of the COMMIT that fills it, so that every so often an
+iteration waited for two more syncs. Here it is a job of its own in the driver's thread, between commits, beside the
+agents' next hooks; so is putting recent history into its indexes (`catch_up.py`).
 
 A reader that keeps a transaction open keeps the log from being used again, so it grows. The loop says so, tries
 again until the reader is gone, and then gives the disk space back.
@@ -20,6 +21,7 @@ from typing import Any
 from sqlalchemy.exc import DBAPIError
 
 from ael_store.errors import AelError, DiskFull
+from ael_store.store.catch_up import RECENT_ROWS
 from ael_store.store.sqlite import CHECKPOINT_PAGES, Driver, translate
 
 __all__ = ["Checkpointer", "empty_log"]
@@ -70,14 +72,22 @@ def _move(connection: Any) -> tuple[int, int, int]:
 
 
 class Checkpointer:
-    """Decides when the log is moved, and does it. Belongs to the store's event loop; `stop` it in the end."""
+    """Decides when the log is moved and when indexes catch up, and does it.
 
-    def __init__(self, path: Path, driver: Driver, is_owner: Callable[[], bool]) -> None:
+    Belongs to the store's event loop; `stop` it in the end.
+    """
+
+    def __init__(
+        self, path: Path, driver: Driver, is_owner: Callable[[], bool], catch_up: Callable[[Any], None]
+    ) -> None:
         self.path = path
+        self.recent_rows = 0
+        """Rows of history that no index has yet."""
         self.failure: AelError | None = None
         """Why the last attempt failed, where that is no lack of room: the disk is not to be trusted."""
         self._driver = driver
         self._is_owner = is_owner
+        self._catch_up = catch_up
         self._rows = 0
         self._pages_per_row = 1.0
         self._task: asyncio.Task[None] | None = None
@@ -85,21 +95,33 @@ class Checkpointer:
         self._held_since: float | None = None
         self._warn_at = 0.0
 
-    def committed(self, rows: int) -> None:
-        """So many rows were written; begins to move the log where it has grown enough."""
+    def committed(self, rows: int, recent_rows: int = 0) -> None:
+        """So many rows were written, and so many of them are in no index; begins what is due."""
         self._rows += rows
-        if self._rows * self._pages_per_row >= CHECKPOINT_PAGES:
+        self.recent_rows += recent_rows
+        if self.recent_rows >= RECENT_ROWS or self._is_long:
             self._begin()
 
-    def _begin(self) -> None:
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run(), name="ael-checkpoint")
+    @property
+    def _is_long(self) -> bool:
+        """True where the log has grown enough to be moved."""
+        return self._rows * self._pages_per_row >= CHECKPOINT_PAGES
 
-    async def _run(self) -> None:
-        rows, self._rows = self._rows, 0
+    def _begin(self, *, retry: bool = False) -> None:
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run(retry=retry), name="ael-checkpoint")
+
+    async def _run(self, *, retry: bool = False) -> None:
         try:
             if not self._is_owner():
                 return
+            if self.recent_rows >= RECENT_ROWS:
+                rows, self.recent_rows = self.recent_rows, 0
+                await self._driver.run(self._catch_up)
+                self._rows += rows
+            if not (retry or self._is_long):
+                return
+            rows, self._rows = self._rows, 0
             pages, moved, size = await self._driver.run(_move)
         except (DBAPIError, sqlite3.Error) as error:
             failure = translate(error, self.path)
@@ -145,7 +167,7 @@ class Checkpointer:
 
     def _retry(self) -> None:
         self._timer = None
-        self._begin()
+        self._begin(retry=True)
 
     async def stop(self) -> None:
         """End; what has begun is waited for."""

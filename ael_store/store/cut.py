@@ -15,6 +15,7 @@ from sqlalchemy import Connection, text
 
 from ael_store.clock import SystemClock
 from ael_store.model.records import Commit, RunRecord
+from ael_store.schema.recent import CHANGES
 from ael_store.settings import Settings
 from ael_store.store.moment import HORIZON, Horizon, Moment
 from ael_store.store.past import Past, Rewind, records_of
@@ -160,12 +161,13 @@ class Cut:
             {"c": change},
         ).all()
         newest = text(
-            "SELECT c.id, c.value, coalesce(t.agent_id, 0) FROM state_changes c LEFT JOIN ticks t ON t.id = c.tick_id "
+            f"SELECT c.id, c.value, coalesce(t.agent_id, 0) FROM {CHANGES} c LEFT JOIN ticks t ON t.id = c.tick_id "
             "WHERE c.key_id = :k AND c.id <= :c ORDER BY c.id DESC LIMIT 1"
         )
         counted = text(
-            "SELECT count(*) FROM state_changes WHERE key_id = :k AND id <= :c AND id > (SELECT coalesce(max(id), 0) "
-            "FROM state_changes WHERE key_id = :k AND id <= :c AND value IS NULL)"
+            f"SELECT count(*) FROM {CHANGES} "
+            "WHERE key_id = :k AND id <= :c AND id > (SELECT coalesce(max(id), 0) "
+            f"FROM {CHANGES} WHERE key_id = :k AND id <= :c AND value IS NULL)"
         )
         for key, later, deletions in changed:
             where = {"k": key, "c": change}

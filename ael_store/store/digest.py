@@ -100,7 +100,7 @@ def event_content(
 
 def tick_content(row: Sequence[Any]) -> tuple[Any, ...]:
     """Return what counts of a unit's row: its last column is younger than digests, and counts where it is not NULL."""
-    return tuple(row if row[-1] is not None else row[:-1])
+    return tuple(row) if row[-1] is not None else tuple(row[:-1])
 
 
 def agent_content(row: Sequence[Any]) -> tuple[Any, ...]:
@@ -134,8 +134,8 @@ def seal(commit: Commit, moves: Iterable[tuple[Any, ...]]) -> Seal:
         len(commit.ticks),
         (
             fold(tick_digests(commit.ticks, commit.errors)),
-            fold([row_digest(_of_change(change)) for change in commit.changes]),
-            fold([row_digest(_of_event(event)) for event in commit.events]),
+            fold(_row_digests(map(_of_change, commit.changes))),
+            fold(_row_digests(map(_of_event, commit.events))),
             fold(
                 rest_digests(
                     None
@@ -155,7 +155,7 @@ def seal(commit: Commit, moves: Iterable[tuple[Any, ...]]) -> Seal:
 
 def tick_digests(ticks: Iterable[TickRow], errors: Iterable[TickError]) -> list[int]:
     """Return the digests of units and of their errors, each in order of the ids."""
-    return [crc32(dumps(tick_content(row))) for row in ticks] + [crc32(dumps(tuple(row))) for row in errors]
+    return _row_digests(map(tick_content, ticks)) + _row_digests(map(tuple, errors))
 
 
 def rest_digests(
@@ -167,13 +167,17 @@ def rest_digests(
     """Return the digests of everything else, in this order; `commit` is its row where it is of no iteration."""
     digests = [] if commit is None else [row_digest(commit)]
     for rows in (iterations, commands, moves):
-        digests += map(row_digest, rows)
+        digests += _row_digests(rows)
     return digests
+
+
+def _row_digests(contents: Iterable[tuple[Any, ...]]) -> list[int]:
+    return list(map(crc32, map(dumps, contents)))
 
 
 def _of_change(change: Change) -> tuple[Any, ...]:
     old, new = change.old, change.new
-    return (
+    return change_content(
         change.id,
         change.key,
         None if new is None else new.text,

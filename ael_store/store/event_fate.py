@@ -10,6 +10,7 @@ from sqlalchemy import text
 
 from ael_store.clock import iso
 from ael_store.model.event import compile_patterns
+from ael_store.schema.recent import TICKS
 from ael_store.store.questions import Questions, Row
 
 __all__ = ["QUERIES", "deliveries"]
@@ -26,7 +27,8 @@ QUERIES = {
         "ORDER BY t.id"
     ),
     "handler later": (  # the index of the agent, from the event on
-        "SELECT id FROM (SELECT id, kind, cause_event_id FROM ticks WHERE agent_id = :agent AND id > :after "
+        f"SELECT id FROM (SELECT id, kind, cause_event_id FROM {TICKS} "
+        "WHERE agent_id = :agent AND id > :after "
         "ORDER BY id LIMIT :most) WHERE kind = 1 AND cause_event_id = :event LIMIT 1"
     ),
     "subscriptions": (

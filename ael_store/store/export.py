@@ -17,6 +17,7 @@ from sqlalchemy import text
 
 from ael_store.errors import HistoryGone
 from ael_store.model.event import glob_of
+from ael_store.schema.recent import CHANGES
 from ael_store.store.moment import Moment, read_moment, refuse_gone
 from ael_store.store.reader import Reader
 
@@ -150,8 +151,9 @@ def values_at(reader: Reader, moment: Moment, prefix: str = "") -> Iterator[list
     # The cell is the answer where the key was not changed since; else it is one seek in the index of the key.
     # char(1114111), the last code point, comes after every character that a key may have.
     query = text(
-        "SELECT k.name AS key, CASE WHEN s.change_id <= :change THEN s.value ELSE (SELECT c.value FROM state_changes c "
-        "WHERE c.key_id = k.id AND c.id <= :change ORDER BY c.id DESC LIMIT 1) END AS value "
+        "SELECT k.name AS key, CASE WHEN s.change_id <= :change THEN s.value ELSE "
+        "(SELECT c.value FROM state_changes c WHERE c.id = (SELECT id "
+        f"FROM {CHANGES} WHERE key_id = k.id AND id <= :change ORDER BY id DESC LIMIT 1)) END AS value "
         "FROM keys k LEFT JOIN state s ON s.key_id = k.id "
         "WHERE k.name >= :prefix AND k.name > :last AND k.name < :prefix || char(1114111) "
         f"ORDER BY k.name LIMIT {ROWS}"

@@ -132,6 +132,7 @@ def runs_told(connection: sqlite3.Connection) -> int:
 def rebuild(connection: sqlite3.Connection, changes_missing: list[Range]) -> StateReport:
     """Bring `state` to the newest change of each key, where it lost rows; says what can't be told."""
     report = StateReport()
+    indexed = _indexed(connection)
     newest_missing = max((end for _begin, end in changes_missing), default=0)
     found = connection.execute(
         "SELECT k.name, k.id, n.change_id, c.value, coalesce(t.agent_id, 0), s.change_id FROM keys AS k "
@@ -150,8 +151,8 @@ def rebuild(connection: sqlite3.Connection, changes_missing: list[Range]) -> Sta
         if value is not None:
             connection.execute(
                 "INSERT INTO state (key_id, value, version, change_id, agent_id) SELECT ?, ?, count(*), ?, ? "
-                "FROM state_changes WHERE key_id = ? AND id > "
-                "(SELECT coalesce(max(id), 0) FROM state_changes WHERE key_id = ? AND value IS NULL)",
+                f"FROM state_changes c WHERE key_id = ?{indexed} AND id > (SELECT coalesce(max(id), 0) "
+                f"FROM state_changes c WHERE key_id = ?{indexed} AND value IS NULL)",
                 (key, value, change, agent, key, key),
             )
             report.rebuilt.append(name)
@@ -275,9 +276,16 @@ MOST_STAND_INS = 10_000
 """Numbers of one range of lost changes that lost deletions can take."""
 
 
+def _indexed(connection: sqlite3.Connection) -> str:
+    """Return the condition with which a revision's index of changes by key answers: here it has all rows."""
+    names = [row[1] for row in connection.execute("PRAGMA table_info(state_changes)")]
+    return " AND c.recent IS NULL" if "recent" in names else ""
+
+
 def _let_state_follow(connection: sqlite3.Connection) -> None:
     """Bring values, versions and owners in the state to what the history says."""
-    newest = "(SELECT max(id) FROM state_changes c WHERE c.key_id = state.key_id)"
+    indexed = _indexed(connection)
+    newest = f"(SELECT max(id) FROM state_changes c WHERE c.key_id = state.key_id{indexed})"
     connection.execute(
         "UPDATE state_changes SET value = s.value FROM state s WHERE s.change_id = state_changes.id "
         "AND s.value <> state_changes.value AND NOT json_valid(state_changes.value) AND json_valid(s.value)"
@@ -285,8 +293,8 @@ def _let_state_follow(connection: sqlite3.Connection) -> None:
     connection.execute(f"DELETE FROM state WHERE (SELECT value FROM state_changes WHERE id = {newest}) IS NULL")
     connection.execute(
         f"UPDATE state SET change_id = {newest}, value = (SELECT value FROM state_changes WHERE id = {newest}), "
-        "version = (SELECT count(*) FROM state_changes c WHERE c.key_id = state.key_id AND c.id > (SELECT "
-        "coalesce(max(d.id), 0) FROM state_changes d WHERE d.key_id = state.key_id AND d.value IS NULL))"
+        f"version = (SELECT count(*) FROM state_changes c WHERE c.key_id = state.key_id{indexed} AND c.id > (SELECT "
+        f"coalesce(max(c.id), 0) FROM state_changes c WHERE c.key_id = state.key_id{indexed} AND c.value IS NULL))"
     )
     connection.execute(
         "UPDATE state SET agent_id = t.agent_id FROM state_changes c JOIN ticks t ON t.id = c.tick_id "

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from ael_store.clock import to_us
 from ael_store.model.records import AgentRecord, AgentStats, AgentTotals, ScheduleRecord
+from ael_store.schema.recent import TICKS
 from ael_store.settings import Settings
 from ael_store.store.past import Past, PastMove, Rewind, records_of
 
@@ -56,7 +57,7 @@ def rewind_agents(past: Past, rewind: Rewind, settings: Settings) -> None:
         elif now.id in metadata_since:
             then.metadata = "{}"
         if past.is_after(then.created_us):  # forgotten, and registered again later
-            then.created_us = past.number("SELECT min(started_us) FROM ticks WHERE agent_id = :a", a=now.id)
+            then.created_us = past.number(f"SELECT min(started_us) FROM {TICKS} WHERE agent_id = :a", a=now.id)
         counted = _stats(past, now.id, base, stats.get(now.id), said)
         _tell_health(past, now, then, settings, said, counted)
         if then != now:
@@ -69,7 +70,9 @@ def rewind_agents(past: Past, rewind: Rewind, settings: Settings) -> None:
 
 def _later(past: Past, known: Iterable[AgentRecord]) -> set[int]:
     """Return the agents that were first registered after the moment: numbers are given out in order."""
-    last_with_units = past.number("SELECT max(agent_id) FROM ticks WHERE id <= :t", t=past.moment.tick_id)
+    last_with_units = past.number(
+        f"SELECT agent_id, id FROM {TICKS} WHERE id <= :t ORDER BY agent_id DESC LIMIT 1", t=past.moment.tick_id
+    )
     return {agent.id for agent in known if agent.id > last_with_units and past.is_after(agent.created_us)}
 
 
@@ -97,7 +100,7 @@ class _Flags:
         if self.forgotten is not None:
             units = past.units_before(self.forgotten.commit_id)
             self.is_forgotten = not past.rows(
-                "SELECT 1 FROM ticks WHERE agent_id = :a AND id > :after AND id <= :t LIMIT 1",
+                f"SELECT 1 FROM {TICKS} WHERE agent_id = :a AND id > :after AND id <= :t LIMIT 1",
                 **{"a": self.forgotten.agent_id, "after": units, "t": past.moment.tick_id},
             )
 
@@ -120,7 +123,7 @@ class _Flags:
         if "priority" in self.changed and self.priority is not None:
             then.priority = self.priority
         if not then.registered and self.past.rows(
-            "SELECT 1 FROM ticks t JOIN iterations i ON i.id = t.iteration "
+            f"SELECT 1 FROM {TICKS} t JOIN iterations i ON i.id = t.iteration "
             "WHERE t.agent_id = :a AND t.id > :t AND i.run_id = :r LIMIT 1",
             **{"a": then.id, "t": self.past.moment.tick_id, "r": self.past.run_id},
         ):
@@ -142,14 +145,16 @@ def _tell_health(
         return
     if past.is_after(now.last_error_us) or (now.last_error_us is None and "forgotten" in said.changed):
         last = past.rows(
-            "SELECT id, started_us FROM ticks WHERE agent_id = :a AND id <= :t AND id > :b AND outcome IN (1, 2) "
+            f"SELECT id, started_us FROM {TICKS} WHERE agent_id = :a AND id <= :t AND id > :b AND outcome IN (1, 2) "
             "ORDER BY id DESC LIMIT 1",
             **{"a": a, "t": t, "b": 0 if said.forgotten is None else past.units_before(said.forgotten.commit_id)},
         )
         then.last_error_us = last[0][1] if last else None
         then.last_error = past.error_of(last[0][0]) if last else None
     failed_since = past.number(
-        "SELECT count(*) FROM ticks WHERE agent_id = :a AND id > :t AND outcome IN (1, 2) AND kind <> 3", a=a, t=t
+        f"SELECT count(*) FROM {TICKS} WHERE agent_id = :a AND id > :t AND outcome IN (1, 2) AND kind <> 3",
+        a=a,
+        t=t,
     )
     later_runs = past.rows("SELECT 1 FROM runs WHERE id > :r LIMIT 1", r=past.run_id)
     ailing = now.failures or now.deaths or now.retry_us is not None
@@ -164,7 +169,9 @@ def _tell_health(
         stats is not None
         and stats.ticks
         and past.number(
-            "SELECT count(*) FROM ticks WHERE agent_id = :a AND id <= :t AND kind = 0 AND outcome = 0", a=a, t=t
+            f"SELECT count(*) FROM {TICKS} WHERE agent_id = :a AND id <= :t AND kind = 0 AND outcome = 0",
+            a=a,
+            t=t,
         )
         < stats.ticks
     ):  # successful ticks that left no row may lie between them
@@ -188,13 +195,13 @@ def _tell_health(
 def _errors_in_a_row(past: Past, agent_id: int, boundary: int) -> list[int]:
     """Return when the agent's last units up to the moment failed, the newest first, back to its last success."""
     success = past.number(
-        "SELECT id FROM ticks WHERE agent_id = :a AND id <= :t AND outcome = 0 "
+        f"SELECT id FROM {TICKS} WHERE agent_id = :a AND id <= :t AND outcome = 0 "
         f"AND kind NOT IN {PROVES_NOTHING} ORDER BY id DESC LIMIT 1",
         **{"a": agent_id, "t": past.moment.tick_id},
     )
     found = past.rows(
-        "SELECT started_us FROM ticks WHERE agent_id = :a AND id > :b AND id <= :t AND outcome IN (1, 2) AND kind <> 3 "
-        "ORDER BY id DESC",
+        f"SELECT started_us, id FROM {TICKS} WHERE agent_id = :a AND id > :b AND id <= :t AND outcome IN (1, 2) "
+        "AND kind <> 3 ORDER BY id DESC",
         **{"a": agent_id, "b": max(success, boundary), "t": past.moment.tick_id},
     )
     return [row[0] for row in found]
@@ -230,27 +237,29 @@ def _stats(
     ticked_since = (
         now is None
         or past.is_after(now.last_tick_us)
-        or past.rows("SELECT 1 FROM ticks WHERE agent_id = :a AND id > :t AND kind = 0 LIMIT 1", a=agent_id, t=t)
+        or past.rows(f"SELECT 1 FROM {TICKS} WHERE agent_id = :a AND id > :t AND kind = 0 LIMIT 1", a=agent_id, t=t)
     )
     if now is not None and not ticked_since and "forgotten" not in said.changed:
         return replace(now, errors=errors, events=events)
     then = AgentStats(agent_id, ticks, errors, events, max(measured, ticks), total_us)
     durations = past.rows(
-        "SELECT duration_us FROM ticks WHERE agent_id = :a AND id > :b AND id <= :t AND kind = 0 AND outcome < 3 "
+        f"SELECT duration_us, id FROM {TICKS} "
+        "WHERE agent_id = :a AND id > :b AND id <= :t AND kind = 0 AND outcome < 3 "
         f"ORDER BY id DESC LIMIT {WALKED}",
         **{"a": agent_id, "b": after, "t": t},
     )
     average = AgentStats(agent_id)
-    for (duration_us,) in reversed(durations):
+    for duration_us, _ in reversed(durations):
         average.measure(duration_us)
     then.ewma_us = average.ewma_us
     then.max_us = past.number(
-        "SELECT max(duration_us) FROM ticks WHERE agent_id = :a AND id > :b AND id <= :t AND kind = 0 AND outcome < 3",
+        f"SELECT max(duration_us) FROM {TICKS} "
+        "WHERE agent_id = :a AND id > :b AND id <= :t AND kind = 0 AND outcome < 3",
         **{"a": agent_id, "b": after, "t": t},
     )
     then.last_tick_us = (
         past.number(
-            "SELECT started_us FROM ticks WHERE agent_id = :a AND id > :b AND id <= :t AND kind = 0 "
+            f"SELECT started_us, id FROM {TICKS} WHERE agent_id = :a AND id > :b AND id <= :t AND kind = 0 "
             "ORDER BY id DESC LIMIT 1",
             **{"a": agent_id, "b": after, "t": t},
         )
@@ -265,7 +274,7 @@ def _count(past: Past, agent_id: int, after: int) -> tuple[int, int, int, int, i
         "SELECT coalesce(sum(kind = 0 AND outcome = 0), 0), coalesce(sum(outcome IN (1, 2)), 0), "
         "coalesce(sum(kind = 1 AND outcome = 0), 0), coalesce(sum(kind = 0 AND outcome < 3), 0), "
         "coalesce(sum((kind = 0 AND outcome < 3) * duration_us), 0) "
-        "FROM ticks WHERE agent_id = :a AND id > :b AND id <= :t",
+        f"FROM {TICKS} WHERE agent_id = :a AND id > :b AND id <= :t",
         **{"a": agent_id, "b": after, "t": past.moment.tick_id},
     )
     return tuple(found[0])

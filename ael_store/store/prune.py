@@ -20,7 +20,9 @@ from typing import Any
 
 from sqlalchemy import Connection, func, select
 
-from ael_store.model.records import AgentTotals
+from ael_store.model.records import AgentTotals, TickRow
+from ael_store.schema.indexed import INDEXED
+from ael_store.schema.recent import CHANGES
 from ael_store.schema.tables import metadata
 from ael_store.store.digest import change_content, event_content, row_digest, tick_content
 from ael_store.store.moment import Horizon, Moment, horizon_of, moment_at, started_by
@@ -265,7 +267,7 @@ def used_bytes(connection: Connection) -> int:
 
 def totals_up_to(connection: Connection, tick_id: int) -> list[AgentTotals]:
     """Return what units up to a number count, those counted before included, for each agent: what recounting needs."""
-    t, totals, stats = T["ticks"], T["agent_totals"], T["agent_stats"]
+    t, totals, stats = INDEXED["ticks"], T["agent_totals"], T["agent_stats"]
     known = {
         row[0]: AgentTotals(*row)
         for row in connection.execute(
@@ -354,9 +356,7 @@ def _remove_changes(cursor: Any, pruning: Pruning, after: int, until: int) -> in
         "WHERE c.id > ? AND c.id <= ? AND c.previous_id <= ?",
         (after, until, pruning.before.change_id),
     ).fetchall()
-    newer = (
-        "EXISTS (SELECT 1 FROM state_changes n WHERE n.key_id = c.key_id AND n.id > c.id AND n.id <= ?)"  # index: key
-    )
+    newer = f"EXISTS (SELECT 1 FROM {CHANGES} n WHERE n.key_id = c.key_id AND n.id > c.id AND n.id <= ?)"  # index: key
     kept = cursor.execute(
         "SELECT c.id, k.name, c.value, c.previous_id, c.tick_id FROM state_changes c JOIN keys k ON k.id = c.key_id "
         f"WHERE c.id > ? AND c.id <= ? AND c.value IS NOT NULL AND NOT {newer}",
@@ -408,7 +408,7 @@ def _remove_events(cursor: Any, pruning: Pruning, after: int, until: int) -> int
 
 
 def _remove_ticks(cursor: Any, pruning: Pruning, after: int, until: int) -> int:
-    columns = ", ".join(column.name for column in T["ticks"].columns)
+    columns = ", ".join(TickRow._fields)
     kept = cursor.execute(
         f"SELECT {columns} FROM ticks AS t WHERE id > ? AND id <= ? AND {HAS_ROWS}", (after, until)
     ).fetchall()

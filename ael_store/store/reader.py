@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, and_, func, select, text
+from sqlalchemy import ColumnElement, Connection, Engine, FromClause, Select, and_, func, select, text
 from sqlalchemy.exc import DBAPIError
 
 from ael_store.clock import iso
@@ -41,6 +41,8 @@ from ael_store.model.records import (
 )
 from ael_store.model.state import Cell
 from ael_store.model.values import decode
+from ael_store.schema.indexed import INDEXED
+from ael_store.schema.recent import CHANGES
 from ael_store.schema.tables import metadata
 from ael_store.store.answers import Answers, Ask, Row, literal
 from ael_store.store.foreign_code import refuse_foreign_views
@@ -215,8 +217,8 @@ class Reader(Answers):
         The index gives the events of one type in order, those of several have to be sorted: so the log is looked
         through in pieces, or a long backlog would be sorted for each handful that is taken from its beginning.
         """
-        e, y = T["events"], T["event_types"]
-        query = _event_records().where(e.c.target_id.is_(None)).order_by(e.c.id).limit(limit)
+        e, y = INDEXED["events"], T["event_types"]
+        query = _event_records(e).where(e.c.target_id.is_(None)).order_by(e.c.id).limit(limit)
         records: list[EventRecord] = []
         start, step = after, until - after if len(types) == 1 else 4 * limit
         with self.connect() as connection:
@@ -230,8 +232,9 @@ class Reader(Answers):
                     found.sort(key=lambda record: record.id)
                 records += found
                 start, step = end, 4 * step
-            replies = _event_records().where(_is_reply_to(to), e.c.id > after, e.c.id <= until)
-            for row in connection.execute(replies.order_by(e.c.id).limit(limit)):
+            log = T["events"]
+            replies = _event_records().where(_is_reply_to(to), log.c.id > after, log.c.id <= until)
+            for row in connection.execute(replies.order_by(log.c.id).limit(limit)):
                 reply = EventRecord(*row)
                 if whatever or reply.type in types:
                     records.append(reply)
@@ -415,13 +418,15 @@ class Reader(Answers):
 
     def count_events(self, types: Sequence[str], after: int, until: int, *, to: str = "") -> int:
         """Return how many events of these types, and replies `to` this name, have `after < id <= until`."""
-        e, y = T["events"], T["event_types"]
-        query = (
-            select(func.count()).select_from(e.join(y, y.c.id == e.c.type_id)).where(e.c.id > after, e.c.id <= until)
+        e, y, log = INDEXED["events"], T["event_types"], T["events"]
+        others = (
+            select(func.count())
+            .select_from(e.join(y, y.c.id == e.c.type_id))
+            .where(e.c.id > after, e.c.id <= until, e.c.target_id.is_(None))
         )
-        others = query.where(e.c.target_id.is_(None))
+        replies = select(func.count()).where(_is_reply_to(to), log.c.id > after, log.c.id <= until)
         with self.connect() as connection:
-            return connection.execute(query.where(_is_reply_to(to))).scalar_one() + sum(
+            return connection.execute(replies).scalar_one() + sum(
                 connection.execute(others.where(y.c.name.in_(types[start : start + 500]))).scalar_one()
                 for start in range(0, len(types), 500)
             )
@@ -440,19 +445,20 @@ class Reader(Answers):
 
     def value_at(self, moment: Moment, key: str) -> str | None:
         """Return the JSON text that a key had at a moment, None where it had none: one seek in the index of the key."""
-        c, k = T["state_changes"], T["keys"]
+        c, k = INDEXED["state_changes"], T["keys"]
         number = select(k.c.id).where(k.c.name == key).scalar_subquery()
-        query = select(c.c.value).where(c.c.key_id == number, c.c.id <= moment.change_id)
+        query = select(c.c.id, c.c.value).where(c.c.key_id == number, c.c.id <= moment.change_id)
         with self.connect() as connection:
             refuse_gone(connection, moment)
-            return connection.execute(query.order_by(c.c.id.desc()).limit(1)).scalar()
+            found = connection.execute(query.order_by(c.c.id.desc()).limit(1)).first()
+            return None if found is None else found.value
 
     def state_at(self, moment: Moment, prefix: str = "") -> list[Row]:
         """Return the state at a moment in order of the keys, in the shape of `state`; one seek for each key."""
         query = text(
             "SELECT k.name, c.value, a.name, t.iteration, t.started_us, c.id FROM keys k "
-            "JOIN state_changes c ON c.id = (SELECT id FROM state_changes WHERE key_id = k.id AND id <= :change "
-            "ORDER BY id DESC LIMIT 1) "
+            f"JOIN state_changes c ON c.id = (SELECT id FROM {CHANGES} "
+            "WHERE key_id = k.id AND id <= :change ORDER BY id DESC LIMIT 1) "
             "LEFT JOIN ticks t ON t.id = c.tick_id LEFT JOIN agents a ON a.id = t.agent_id "
             "WHERE c.value IS NOT NULL AND k.name GLOB :glob ORDER BY k.name"
         )
@@ -476,9 +482,12 @@ class Reader(Answers):
 
         Costs what was changed between them, whatever the size of the state; values may be equal.
         """
-        value = "(SELECT value FROM state_changes WHERE key_id = k.id AND id <= :{} ORDER BY id DESC LIMIT 1)"
+        value = (
+            "(SELECT value FROM state_changes WHERE id = "
+            f"(SELECT id FROM {CHANGES} WHERE key_id = k.id AND id <= :%s ORDER BY id DESC LIMIT 1))"
+        )
         query = text(
-            f"SELECT k.name AS key, {value.format('one')} AS old, {value.format('other')} AS new "
+            f"SELECT k.name AS key, {value % 'one'} AS old, {value % 'other'} AS new "
             "FROM (SELECT DISTINCT key_id FROM state_changes WHERE id > :low AND id <= :high) touched "
             "JOIN keys k ON k.id = touched.key_id WHERE k.name GLOB :glob ORDER BY k.name"
         )
@@ -633,12 +642,16 @@ def _cells(connection: Connection, query: Select[Any]) -> dict[str, Cell]:
 
 
 def _records(table: str) -> Select[Any]:
-    """Select the columns that a record has: all but the digest."""
-    return select(*(column for column in T[table].c if column.name != "digest"))
+    """Select the columns that a record has."""
+    return select(*_columns(T[table]))
 
 
-def _event_records() -> Select[Any]:
-    e, y, o, t = T["events"], T["event_types"], T["event_sources"], T["ticks"]
+def _columns(table: FromClause) -> list[ColumnElement[Any]]:
+    return [column for column in table.c if column.name not in ("digest", "recent")]
+
+
+def _event_records(e: FromClause = T["events"]) -> Select[Any]:
+    y, o, t = T["event_types"], T["event_sources"], T["ticks"]
     to = o.alias("targets")
     return (
         select(

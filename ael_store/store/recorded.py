@@ -28,9 +28,10 @@ from ael_store.errors import AgentNotFound, DatabaseNotUsable, HistoryGone, Usag
 from ael_store.model.event import REDACTED, EventRecord, compile_patterns
 from ael_store.model.records import DelayedRecord, TaskRecord, TickError, TickRow
 from ael_store.model.unit import Kind, Outcome
+from ael_store.schema.indexed import INDEXED
 from ael_store.schema.tables import KINDS, OUTCOMES, metadata
 from ael_store.store.moment import Horizon, horizon_of
-from ael_store.store.reader import _event_records, _records
+from ael_store.store.reader import _columns, _event_records, _records
 from ael_store.store.revision import refuse_other
 from ael_store.store.sqlite import read_engine, translate
 
@@ -198,7 +199,7 @@ class Recorded:
 
         Raises HistoryGone where all of them were removed, UsageError where there never were any.
         """
-        horizon, t = self.horizon, T["ticks"]
+        horizon = self.horizon
         first, end = horizon.tick_id + 1, LAST_NUMBER
         gone = ""
         if iterations is not None:
@@ -213,6 +214,7 @@ class Recorded:
             began = "" if horizon.started_us is None else f", {iso(horizon.started_us)}"
             raise HistoryGone(f"history begins after iteration {horizon.iteration}{began}, and {gone}")
         numbers = tuple(KINDS[kind] for kind in kinds) or tuple(KINDS.values())
+        t = INDEXED["ticks"]
         mine = (t.c.agent_id == agent.id, t.c.id >= first, t.c.id <= end, t.c.kind.in_(numbers))
         if last is not None:
             newest = select(t.c.id).where(*mine).order_by(t.c.id.desc()).limit(last).subquery()
@@ -250,9 +252,9 @@ class Recorded:
 
     def units(self, span: Span) -> Iterator[RecordedUnit]:
         """Yield the units in order, each complete, or with what is missing in `gone`."""
-        t = T["ticks"]
+        t = INDEXED["ticks"]
         query = (
-            _records("ticks")
+            select(*_columns(t))
             .where(
                 t.c.agent_id == span.agent.id,
                 t.c.id > bindparam("after"),
@@ -459,7 +461,7 @@ class Recorded:
 
     def failed_before(self, unit: RecordedUnit) -> TickError | None:
         """Return why the unit failed that an `on_error` was called for; None where that is not known."""
-        t = T["ticks"]
+        t = INDEXED["ticks"]
         failed = (
             select(t.c.id, t.c.cause_event_id)
             .where(t.c.agent_id == unit.row.agent_id, t.c.id < unit.row.id, t.c.kind != KINDS["error"])
@@ -473,7 +475,7 @@ class Recorded:
 
     def before(self, unit: RecordedUnit) -> tuple[int, Outcome] | None:
         """Return number and outcome of the last unit of the agent before this one; None where there is none."""
-        t = T["ticks"]
+        t = INDEXED["ticks"]
         mine = select(t.c.id, t.c.outcome).where(t.c.agent_id == unit.row.agent_id, t.c.id < unit.row.id)
         found = self._first(mine.order_by(t.c.id.desc()).limit(1))
         return None if found is None else (found[0], OUTCOME_NAMES[found[1]])
@@ -555,29 +557,30 @@ def _check_revision(path: Path) -> None:
 
 def _queries() -> tuple[Select[Any], ...]:
     c, k, e, i = T["state_changes"], T["keys"], T["events"], T["iterations"]
+    of_key = INDEXED["state_changes"]
     x, r = T["tick_errors"], T["row_digests"]
     number = select(k.c.id).where(k.c.name == bindparam("key")).scalar_subquery()
     after: Any = bindparam("after")
     until: Any = bindparam("until")
     newest = (
-        select(c.c.id)
-        .where(c.c.key_id == k.c.id, c.c.id <= bindparam("change"))
-        .order_by(c.c.id.desc())
+        select(of_key.c.id)
+        .where(of_key.c.key_id == k.c.id, of_key.c.id <= bindparam("change"))
+        .order_by(of_key.c.id.desc())
         .limit(1)
         .correlate(k)
         .scalar_subquery()
     )
     return (
-        select(c.c.id, c.c.value)
-        .where(c.c.key_id == number, c.c.id <= bindparam("change"))
-        .order_by(c.c.id.desc())
+        select(of_key.c.id, of_key.c.value)
+        .where(of_key.c.key_id == number, of_key.c.id <= bindparam("change"))
+        .order_by(of_key.c.id.desc())
         .limit(1),
         select(k.c.name, c.c.value).join_from(k, c, c.c.id == newest),
         select(c.c.id, k.c.name, c.c.value)
         .join_from(c, k, k.c.id == c.c.key_id)
         .where(c.c.id > after, c.c.id <= until)
         .order_by(c.c.id),
-        select(c.c.id).where(c.c.key_id == number, c.c.id > after, c.c.id <= until).limit(1),
+        select(of_key.c.id).where(of_key.c.key_id == number, of_key.c.id > after, of_key.c.id <= until).limit(1),
         _event_records().where(e.c.id > after, e.c.id <= until).order_by(e.c.id),
         _event_records().where(e.c.id <= until).order_by(e.c.id.desc()).limit(bindparam("limit")),
         select(i.c.run_id, i.c.commit_id, i.c.started_us, i.c.tick_id).where(i.c.id == bindparam("number")),

@@ -511,9 +511,12 @@ class _Recovery:
         return tuple(whole)
 
     def _insert(self, fresh: sqlite3.Connection, name: str, rows: Iterable[tuple[Any, ...]]) -> None:
-        """Insert rows; those that a constraint refuses are counted, those that are there already are not."""
+        """Insert rows; those that a constraint refuses are counted, those that are there already are not.
+
+        All indexes have them at once, so none is recent any more.
+        """
         table = self.tables[name]
-        places = ", ".join("?" * len(self.columns[name]))
+        places = ", ".join("nullif(?, 1)" if column.name == "recent" else "?" for column in self.columns[name])
         sql = f'INSERT INTO "{name}" VALUES ({places})'
         rows = iter(rows)
         while chunk := list(islice(rows, CHUNK)):

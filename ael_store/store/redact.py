@@ -13,6 +13,7 @@ from orjson import loads
 
 from ael_store.model.event import REDACTED
 from ael_store.model.records import Redaction
+from ael_store.schema.recent import CHANGES
 from ael_store.store.digest import change_content, event_content, row_digest
 
 __all__ = ["redact"]
@@ -35,7 +36,7 @@ def _keep(cursor: Any, kind: str, rows: list[tuple[int, int]]) -> None:
 
 def _redact_key(cursor: Any, key: str) -> None:
     found = cursor.execute(
-        "SELECT c.id, k.name, c.value, c.previous_id, c.tick_id FROM state_changes c JOIN keys k ON k.id = c.key_id "
+        f"SELECT c.id, k.name, c.value, c.previous_id, c.tick_id FROM {CHANGES} c JOIN keys k ON k.id = c.key_id "
         "WHERE c.key_id = (SELECT id FROM keys WHERE name = ?) AND c.value IS NOT NULL AND c.value <> ?",
         (key, REDACTED),
     ).fetchall()

@@ -41,7 +41,7 @@ __all__ = [
     "take_over_transactions",
 ]
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest revision: what a new database has and what this version of the program reads and writes."""
 
 CORE = frozenset({"meta", "lease", "runs", "iterations", "ticks", "agents", "state", "events"})

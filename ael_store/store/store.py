@@ -25,6 +25,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from ael_store.errors import AelError, DatabaseNotUsable, DiskFull, NotAllowedHere, SchemaTooOld, UsageError
 from ael_store.model.records import Commit, Resumed
+from ael_store.store.catch_up import count_recent
 from ael_store.store.checkpoint import Checkpointer, empty_log
 from ael_store.store.foreign_code import refuse_foreign_code
 from ael_store.store.lock import DatabaseLock, Holder
@@ -157,7 +158,8 @@ class Store:
             self._engine = write_engine(self.path, self.durability)
             self._connection = await self._engine.connect()
             self._driver = await Driver.of(self._connection)
-            self._checkpointer = Checkpointer(self.path, self._driver, self.lock.is_ours)
+            self._checkpointer = Checkpointer(self.path, self._driver, self.lock.is_ours, self._writer.catch_up)
+            self._checkpointer.recent_rows = await self._driver.run(count_recent)
             resumed = await asyncio.to_thread(lambda: self.reader.resume(keys, tasks=tasks, metrics=metrics))
             if resumed.last_run is not None and resumed.last_run.status == "running":  # it did not end cleanly
                 from ael_store.store.verify import verify_newest  # large, and seldom needed
@@ -265,7 +267,7 @@ class Store:
         if commit.redactions:  # what was blanked leaves the log too; where that fails, with the next checkpoint
             with contextlib.suppress(DBAPIError, sqlite3.Error):
                 await self._driver.run(empty_log)
-        self._checkpointer.committed(commit.rows)
+        self._checkpointer.committed(commit.rows, commit.recent_rows)
 
     async def close(self) -> None:
         """Checkpoint, close every connection and release the lock. May be called twice.

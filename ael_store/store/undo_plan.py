@@ -16,6 +16,7 @@ from sqlalchemy import Connection, func, select, text
 
 from ael_store.clock import to_us
 from ael_store.errors import AgentNotFound, HistoryGone, UsageError
+from ael_store.schema.recent import CHANGES
 from ael_store.schema.tables import metadata
 from ael_store.store.moment import Horizon, horizon_of, moment_at, read_moment
 
@@ -175,12 +176,12 @@ def _keys_of(connection: Connection, scope: UndoScope, after: int, until: int) -
 
 
 def _steps(connection: Connection, scope: UndoScope, keys: list[tuple[int, str]]) -> Iterator[UndoStep]:
-    newest = text("SELECT id, value FROM state_changes WHERE key_id = :key ORDER BY id DESC LIMIT 1")
+    newest = text(f"SELECT id, value FROM {CHANGES} WHERE key_id = :key ORDER BY id DESC LIMIT 1")
     stays = text(  # walks down the index of the key, and ends at the first one that stays
         "SELECT c.id AS id, c.value AS value, a.name AS agent, t.iteration AS iteration, "
         "EXISTS (SELECT 1 FROM row_digests d WHERE d.kind = 'state_changes' AND d.row_id = c.id "
         "AND d.why = 'redacted') AS redacted "
-        "FROM state_changes c LEFT JOIN ticks t ON t.id = c.tick_id LEFT JOIN agents a ON a.id = t.agent_id "
+        f"FROM {CHANGES} c LEFT JOIN ticks t ON t.id = c.tick_id LEFT JOIN agents a ON a.id = t.agent_id "
         f"WHERE c.key_id = :key AND ({scope.condition}) IS NOT 1 ORDER BY c.id DESC LIMIT 1"
     )
     parameters = _parameters(scope)

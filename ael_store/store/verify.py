@@ -26,6 +26,7 @@ from typing import Any
 from ael_store.errors import DatabaseDamaged
 from ael_store.model.event import REDACTED
 from ael_store.model.records import TickRow
+from ael_store.schema.recent import TABLES as RECENT_TABLES
 from ael_store.schema.tables import metadata
 from ael_store.store.advice import advice
 from ael_store.store.digest import GROUPS, Seal, agent_content, event_content, fold, row_digest, tick_content
@@ -106,6 +107,7 @@ def verify(path: Path, tell: Tell | None = None) -> VerifyReport:
         proof = _Proof(connection, report)
         for step, what in (
             (proof.numbers, "numbers"),
+            (proof.recent, "rows that no index has yet"),
             (lambda: proof.seals(proof.horizon.commit_id, tell), "commits"),
             (proof.base, "what is kept from before the horizon"),
             (proof.rows_in_place, "rows that are updated in place"),
@@ -225,6 +227,16 @@ class _Proof:
         missing = (last - first + 1 - count if count else 0) - _within(known.get("commits", []), first, last)
         if missing > 0:
             self.report.add(f"{missing} commits between {first} and {last} are missing")
+
+    def recent(self) -> None:
+        """What no index has yet is the newest of its table, else a question by key or type would not find it."""
+        for table in RECENT_TABLES:
+            ((hidden,),) = self.rows(
+                f"SELECT count(*) FROM {table} WHERE recent = 1 AND id < (SELECT max(id) FROM {table} "
+                "WHERE recent IS NULL)"
+            )
+            if hidden:
+                self.report.add(f"table {table}: {hidden} rows before indexed ones are in no index")
 
     def _known_losses(self) -> dict[str, list[tuple[int, int]]]:
         """The ranges that `ael db recover` could not save, by table."""
@@ -377,11 +389,13 @@ class _Proof:
         """Each task has as many attempts as it says, and costs what they do; what is over has its result."""
         if not self.rows("SELECT 1 FROM sqlite_schema WHERE name = 'task_attempts'"):
             return  # an older schema, which had no attempts
+        # A task that has been in an older schema has lost its first attempts, or all of them.
+        old = self.rows("SELECT value FROM meta WHERE name = 'tasks_without_attempts'")
         for number, attempts, found in self.rows(
-            # the first of a task that has been in an older schema are not there
             "SELECT t.id, t.attempts, count(a.id) FROM tasks t LEFT JOIN task_attempts a ON a.task_id = t.id "
-            "WHERE t.digest IS NOT NULL GROUP BY t.id "
-            "HAVING count(a.id) <> t.attempts - coalesce(min(a.number) - 1, t.attempts)"
+            "WHERE t.digest IS NOT NULL GROUP BY t.id HAVING count(a.id) <> t.attempts - "
+            "CASE WHEN t.id <= ? THEN coalesce(min(a.number) - 1, t.attempts) ELSE 0 END",
+            int(old[0][0]) if old else 0,
         ):
             self.report.add(f"task {number}: counts {attempts} attempts, there are {found}")
         for number, cost, found in self.rows(

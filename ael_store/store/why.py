@@ -20,6 +20,7 @@ from sqlalchemy import text
 
 from ael_store.clock import iso
 from ael_store.errors import HistoryGone
+from ael_store.schema.recent import CHANGES, TICKS
 from ael_store.store import event_fate
 from ael_store.store.event_fate import deliveries
 from ael_store.store.moment import moment_at
@@ -32,7 +33,7 @@ Kind = Literal["state", "event", "task", "change", "tick"]
 
 QUERIES = {
     "change of key": (
-        "SELECT id FROM state_changes WHERE key_id = (SELECT id FROM keys WHERE name = :key) AND id <= :until "
+        f"SELECT id FROM {CHANGES} WHERE key_id = (SELECT id FROM keys WHERE name = :key) AND id <= :until "
         "ORDER BY id DESC LIMIT 1"
     ),
     "change": (
@@ -51,7 +52,7 @@ QUERIES = {
         "q.applied_tick_id AS applied_unit_id FROM v_tasks v JOIN tasks q ON q.id = v.id WHERE v.id = :id"
     ),
     "failed unit": (  # the index of the agent; `on_error` follows at once, so the first one found is it
-        "SELECT id FROM ticks WHERE agent_id = :agent AND id < :id AND kind <> 3 AND outcome IN (1, 2, 4) "
+        f"SELECT id FROM {TICKS} WHERE agent_id = :agent AND id < :id AND kind <> 3 AND outcome IN (1, 2, 4) "
         "AND iteration >= :iteration - 1 ORDER BY id DESC LIMIT 1"
     ),
     "iteration": (

@@ -2,24 +2,26 @@
 
 The statements are SQLAlchemy constructs, compiled once; the transaction runs as one function on the driver's
 connection, because a hop per statement costs more than the statements. Rows are tuples in the order of the
-compiled parameters.
+compiled parameters. Of what history gets most of, there are statements without the columns that are NULL: Python's
+`sqlite3` takes as long for one NULL as for five numbers (it asks its adapters what to do with it), and twice as long
+for a row that is no plain tuple.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from functools import cache
 from operator import attrgetter
 from typing import Any
 
-from sqlalchemy import Table, bindparam, delete, insert, select, update
+from sqlalchemy import Table, bindparam, delete, insert, literal_column, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.sql.expression import Executable
 
 from ael_store.errors import OwnershipLost
-from ael_store.model.event import glob_of
+from ael_store.model.event import EventRecord, glob_of
 from ael_store.model.records import (
     AgentMark,
     AgentRecord,
@@ -41,12 +43,16 @@ from ael_store.model.records import (
 )
 from ael_store.model.state import Cell
 from ael_store.schema.tables import metadata
+from ael_store.store.catch_up import catch_up
 from ael_store.store.digest import agent_content, row_digest, seal
 
 __all__ = ["Writer"]
 
 TABLES = metadata.tables
 DIALECT = sqlite.dialect(paramstyle="qmark")
+NULLABLE_OF_TICK = TickRow._fields.index("seen_change_id")
+"""This column of `ticks` and those after it may be NULL."""
+EVENT_COLUMNS = ("id", "type_id", "source_id", "data", "timestamp_us", "tick_id")
 NAMES_KEPT = 20_000
 
 Rows = Iterable[tuple[Any, ...]]
@@ -69,7 +75,10 @@ def _sql(statement: Executable, parameters: tuple[str, ...]) -> str:
 
 @cache
 def _insert(table: str, columns: tuple[str, ...]) -> str:
-    return _sql(insert(TABLES[table]).values({name: bindparam(name) for name in columns}), columns)
+    values: dict[str, Any] = {name: bindparam(name) for name in columns}
+    if "recent" in TABLES[table].c:
+        values["recent"] = literal_column("1")
+    return _sql(insert(TABLES[table]).values(values), columns)
 
 
 @cache
@@ -96,17 +105,18 @@ class Writer:
             ("token", "holder", "at"),
         )
         self.insert = {
-            name: _insert(name, columns)
+            name: _insert(name.partition(" of ")[0], columns)
             for name, columns in {
                 "ticks": TickRow._fields,
+                "ticks of the clock": TickRow._fields[:NULLABLE_OF_TICK],
+                "ticks of events": (*TickRow._fields[:NULLABLE_OF_TICK], "cause_event_id", "subscription_id"),
+                "events": (*EVENT_COLUMNS[:4], "metadata", *EVENT_COLUMNS[4:], "hops", "target_id"),
+                "events of ticks": EVENT_COLUMNS,
+                "events of handlers": (*EVENT_COLUMNS, "hops"),
                 "tick_errors": TickError._fields,
                 "iterations": (*_columns(IterationRecord), "seal"),
                 "commits": ("id", "kind", "iteration", "run_id", "at_us", "seal"),
                 "state_changes": ("id", "key_id", "value", "previous_id", "tick_id"),
-                "events": (
-                    *("id", "type_id", "source_id", "data", "metadata", "timestamp_us", "tick_id", "hops"),
-                    "target_id",
-                ),
                 "subscription_patterns": ("subscription_id", "pattern", "glob"),
                 "moves": ("id", "commit_id", "kind", "subject", "value"),
             }.items()
@@ -163,6 +173,8 @@ class Writer:
             for name in self._names
         }
         self.last_ids = {table: 0 for table in (*self._names, "moves")}
+        self.token = 0
+        """The fencing token of the last commit."""
 
     # -- interning --
 
@@ -219,6 +231,24 @@ class Writer:
         for (table, name), number in fresh.items():
             self.remember(table, name, number)
         self.last_ids["moves"] += len(commit.moves)
+        self.token = commit.token
+
+    def catch_up(self, connection: Any) -> None:
+        """Have the indexes take up the recent rows, unless another owner has taken the database over."""
+        cursor = connection.cursor()
+        try:
+            cursor.execute("BEGIN IMMEDIATE")
+            try:
+                cursor.execute(self.fence)
+                if cursor.fetchone()[0] == self.token:
+                    catch_up(cursor)
+                cursor.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    cursor.execute("ROLLBACK")
+                raise
+        finally:
+            cursor.close()
 
     def _write(self, cursor: Any, commit: Commit, take_from: int | None, holder: str) -> dict[tuple[str, str], int]:
         many: Callable[[str, list[tuple[Any, ...]]], Any] = cursor.executemany
@@ -238,26 +268,9 @@ class Writer:
         if commit.changes:
             self._write_changes(cursor, commit, fresh)
         if commit.events:
-            number = self._number
-            many(
-                self.insert["events"],
-                [
-                    (
-                        event.id,
-                        number(cursor, "event_types", event.type, fresh),
-                        number(cursor, "event_sources", event.source, fresh),
-                        event.data,
-                        event.metadata,
-                        event.timestamp_us,
-                        event.tick_id,
-                        event.hops,
-                        None if event.target is None else number(cursor, "event_sources", event.target, fresh),
-                    )
-                    for event in commit.events
-                ],
-            )
+            self._insert_shaped(cursor, self._event_rows(cursor, commit.events, fresh))
         if commit.ticks:
-            many(self.insert["ticks"], commit.ticks)  # type: ignore[arg-type]
+            self._insert_shaped(cursor, _tick_rows(commit.ticks))
         if commit.errors:
             many(self.insert["tick_errors"], commit.errors)  # type: ignore[arg-type]
         if commit.forgotten:
@@ -358,6 +371,36 @@ class Writer:
             if values:
                 many(self.upsert[table], _rows_with_digest(record, values))
 
+    def _insert_shaped(self, cursor: Any, rows: Iterable[tuple[str, tuple[Any, ...]]]) -> None:
+        """Insert rows in their order, each by the statement that it names."""
+        batch: list[tuple[Any, ...]] = []
+        current = ""
+        for name, row in rows:
+            if name != current:
+                if batch:
+                    cursor.executemany(self.insert[current], batch)
+                current, batch = name, []
+            batch.append(row)
+        cursor.executemany(self.insert[current], batch)
+
+    def _event_rows(
+        self, cursor: Any, events: Iterable[EventRecord], fresh: dict[tuple[str, str], int]
+    ) -> Iterator[tuple[str, tuple[Any, ...]]]:
+        types, sources, number = self._names["event_types"], self._names["event_sources"], self._number
+        for event in events:
+            type_id = types.get(event.type) or number(cursor, "event_types", event.type, fresh)
+            source_id = sources.get(event.source) or number(cursor, "event_sources", event.source, fresh)
+            timestamp_us, tick_id, hops = event.timestamp_us, event.tick_id, event.hops
+            if event.metadata is None and event.target is None:
+                row = (event.id, type_id, source_id, event.data, timestamp_us, tick_id)
+                yield ("events of ticks", row) if hops is None else ("events of handlers", (*row, hops))
+            else:
+                target = None if event.target is None else number(cursor, "event_sources", event.target, fresh)
+                yield (
+                    "events",
+                    (event.id, type_id, source_id, event.data, event.metadata, timestamp_us, tick_id, hops, target),
+                )
+
     def _write_changes(self, cursor: Any, commit: Commit, fresh: dict[tuple[str, str], int]) -> None:
         rows: list[tuple[Any, ...]] = []
         newest: dict[str, tuple[int, Cell | None]] = {}
@@ -404,6 +447,17 @@ class Writer:
             cursor.executemany(self.update_state, updates)
         if upserts:
             cursor.executemany(self.upsert["state"], upserts)
+
+
+def _tick_rows(ticks: Iterable[TickRow]) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    for row in ticks:
+        seen, event, subscription, task = row[NULLABLE_OF_TICK:]
+        if seen is not None or task is not None or (event is None) is not (subscription is None):
+            yield "ticks", tuple(row)
+        elif event is None:
+            yield "ticks of the clock", row[:NULLABLE_OF_TICK]
+        else:
+            yield "ticks of events", (*row[:NULLABLE_OF_TICK], event, subscription)
 
 
 _GETTERS: dict[type, Callable[[Any], tuple[Any, ...]]] = {}

@@ -102,10 +102,15 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("name", name=op.f("pk_limits")),
         sqlite_strict=True,
     )
+    op.execute(
+        "INSERT INTO meta (name, value) SELECT 'tasks_without_attempts', newest "
+        "FROM (SELECT max(id) AS newest FROM tasks WHERE attempts > 0) WHERE newest IS NOT NULL"
+    )
 
 
 def downgrade() -> None:
     _unseal()
+    op.execute("DELETE FROM meta WHERE name = 'tasks_without_attempts'")
     op.execute(f"UPDATE tasks SET next_us = {TO_COME} WHERE {OVER} AND applied_us IS NULL")
     op.drop_table("limits")
     op.drop_index("ix_task_attempts_open", "task_attempts")

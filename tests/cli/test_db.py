@@ -18,24 +18,24 @@ def revision(path: Path) -> str:
 
 
 def test_current_prints_the_revision(ael: Ael, database: Path) -> None:
-    assert (ael("db", "current").out, ael("db", "current").err) == ("0007\n", "")
-    assert ael("db", "current", "--json").json == {"revision": "0007", "head": "0007", "up_to_date": True}
+    assert (ael("db", "current").out, ael("db", "current").err) == ("0008\n", "")
+    assert ael("db", "current", "--json").json == {"revision": "0008", "head": "0008", "up_to_date": True}
 
 
 def test_down_and_up_again_with_backups(ael: Ael, database: Path) -> None:
     down = ael("db", "downgrade", "-1")
     assert down.code == 0
-    assert revision(database) == "0006"
+    assert revision(database) == "0007"
     [backup] = [line.removeprefix("backup: ") for line in down.out.splitlines() if line.startswith("backup")]
-    assert revision(Path(backup)) == "0007"
-    assert "schema 0007 -> 0006" in down.err
-    assert ael("db", "current").err == "this program needs 0007: run `ael db upgrade`\n"
+    assert revision(Path(backup)) == "0008"
+    assert "schema 0008 -> 0007" in down.err
+    assert ael("db", "current").err == "this program needs 0008: run `ael db upgrade`\n"
 
     up = ael("db", "upgrade", "--json")
-    assert {**up.json, "backup": None} == {"from": "0006", "to": "0007", "backup": None, "changed": True}
-    assert revision(Path(up.json["backup"])) == "0006"
+    assert {**up.json, "backup": None} == {"from": "0007", "to": "0008", "backup": None, "changed": True}
+    assert revision(Path(up.json["backup"])) == "0007"
     assert ael("db", "check").code == 0
-    assert ael("db", "upgrade").out == f"{database} is at revision 0007 already\n"
+    assert ael("db", "upgrade").out == f"{database} is at revision 0008 already\n"
 
 
 def test_no_backup_makes_none(ael: Ael, database: Path, tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_no_backup_makes_none(ael: Ael, database: Path, tmp_path: Path) -> None:
 def test_dry_run_changes_nothing(ael: Ael, database: Path, tmp_path: Path) -> None:
     done = ael("db", "downgrade", "0001", "--dry-run", "--json")
 
-    assert done.json == {"from": "0007", "to": "0001", "backup": None, "changed": False}
-    assert revision(database) == "0007"
+    assert done.json == {"from": "0008", "to": "0001", "backup": None, "changed": False}
+    assert revision(database) == "0008"
     assert not list(tmp_path.glob("*.bak-*"))
 
 
@@ -71,7 +71,7 @@ def test_impossible_revision_is_refused(ael: Ael, database: Path, arguments: lis
 
     assert done.code == 2
     assert message in done.err
-    assert revision(database) == "0007"
+    assert revision(database) == "0008"
 
 
 def test_downgrade_asks_on_a_terminal(ael: Ael, database: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,7 +84,7 @@ def test_downgrade_asks_on_a_terminal(ael: Ael, database: Path, monkeypatch: pyt
     monkeypatch.setattr("ael_store.cli.agents.is_interactive", lambda: True)
 
     assert ael("db", "downgrade", "0001").code == 1
-    assert revision(database) == "0007"
+    assert revision(database) == "0008"
     assert ael("db", "downgrade", "0001", "--yes", "--no-backup").code == 0
 
 
@@ -96,11 +96,11 @@ def test_owner_keeps_the_schema_where_it_is(ael: Ael, database: Path, monkeypatc
 
     assert done.code == 75
     assert "is owned by pid" in done.err
-    assert revision(database) == "0007"
+    assert revision(database) == "0008"
 
 
 def test_check_tells_what_is_wrong(ael: Ael, database: Path) -> None:
-    assert ael("db", "check").out == f"{database}: revision 0007, no problems\n"
+    assert ael("db", "check").out == f"{database}: revision 0008, no problems\n"
 
     with sqlite3.connect(database) as connection:
         connection.execute("CREATE TABLE mine (x)")
@@ -109,8 +109,8 @@ def test_check_tells_what_is_wrong(ael: Ael, database: Path) -> None:
     done = ael("db", "check", "--json")
     assert done.code == 1
     assert done.json == {
-        "revision": "0007",
-        "head": "0007",
+        "revision": "0008",
+        "head": "0008",
         "up_to_date": True,
         "damaged": False,
         "problems": ["table mine is not ours"],
@@ -119,11 +119,11 @@ def test_check_tells_what_is_wrong(ael: Ael, database: Path) -> None:
 
 
 def test_check_of_an_old_schema_ends_with_78(ael: Ael, database: Path) -> None:
-    ael("db", "downgrade", "0006", "--no-backup")
+    ael("db", "downgrade", "0007", "--no-backup")
 
     done = ael("db", "check")
 
-    assert (done.code, done.out) == (78, "revision 0006, this program needs 0007\n")
+    assert (done.code, done.out) == (78, "revision 0007, this program needs 0008\n")
 
 
 def test_check_of_a_damaged_file_ends_with_65(ael: Ael, database: Path) -> None:

@@ -164,7 +164,7 @@ def test_old_schema_is_upgraded_unless_that_is_forbidden(
     forbidden = "never" in options
     assert done.code == (78 if forbidden else 0)
     assert ("run `ael db upgrade`" in done.err) == forbidden
-    assert rows(database, "SELECT version_num FROM alembic_version") == ["0001" if forbidden else "0007"]
+    assert rows(database, "SELECT version_num FROM alembic_version") == ["0001" if forbidden else "0008"]
     assert len(list(tmp_path.glob("*.bak-0001-*"))) == (0 if forbidden else 1)
 
 

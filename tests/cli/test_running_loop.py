@@ -104,7 +104,7 @@ def test_status_of_a_running_loop(ael: Ael, loop: Process) -> None:
 
     assert (status["running"], status["pid"], status["status"]) == (True, loop.process.pid, "running")
     assert status["takes_commands"] is True
-    assert status["revision"] == "0007"
+    assert status["revision"] == "0008"
     assert status["agents"] == {"active": 2}
     assert f"loop       running, pid {loop.process.pid} since " in ael("status").out
 

@@ -13,7 +13,7 @@ def test_status_with_json_has_everything(ael: Ael, database: Path) -> None:
     status = ael("status", "--json").json
 
     assert (status["status"], status["running"], status["pid"]) == ("stopped", False, None)
-    assert (status["iteration"], status["keys"], status["revision"]) == (3, 2, "0007")
+    assert (status["iteration"], status["keys"], status["revision"]) == (3, 2, "0008")
     assert status["agents"] == {"active": 3}
     assert status["last_iteration"]["iteration"] == 3
     assert status["run"]["status"] == "stopped"

@@ -187,7 +187,7 @@ def test_old_schema_names_both_revisions_and_the_way_out(ael: Ael, old: Path, ar
     done = ael(*arguments)
 
     assert (done.code, done.out) == (78, "")
-    assert "is at revision 0001, this program needs 0007: run `ael db upgrade`" in done.err
+    assert "is at revision 0001, this program needs 0008: run `ael db upgrade`" in done.err
 
 
 @pytest.fixture(scope="session")

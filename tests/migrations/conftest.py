@@ -10,7 +10,7 @@ import pytest
 from ael_store.store.upgrade import upgrade
 from tests.migrations.fill import fill
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008")
 
 
 @pytest.fixture

@@ -65,6 +65,8 @@ def fill(path: Path, revision: str, *, iterations: int = 40) -> None:
             _hours(connection)
         if revision >= "0007":
             _metrics(connection)
+        if revision >= "0008":
+            _recent(connection)
         connection.execute("COMMIT")
     finally:
         connection.close()
@@ -73,6 +75,13 @@ def fill(path: Path, revision: str, *, iterations: int = 40) -> None:
 def _insert(connection: sqlite3.Connection, table: str, **values: object) -> None:
     marks = ", ".join("?" * len(values))
     connection.execute(f"INSERT INTO {table} ({', '.join(values)}) VALUES ({marks})", tuple(values.values()))
+
+
+def _recent(connection: sqlite3.Connection) -> None:
+    """The last units are in no index yet."""
+    (first,) = connection.execute("SELECT max(id) - 10 FROM ticks").fetchone()
+    for table, column in (("ticks", "id"), ("state_changes", "tick_id"), ("events", "tick_id")):
+        connection.execute(f"UPDATE {table} SET recent = 1 WHERE {column} >= ?", (first,))
 
 
 def _core(connection: sqlite3.Connection, iterations: int) -> None:

@@ -38,9 +38,9 @@ def test_alembic_upgrades_shows_and_downgrades(path: Path) -> None:
     assert check(path).problems == []
 
     assert alembic("downgrade", "-1", db=f"sqlite:///{path}").returncode == 0
-    assert current_revision(path) == "0006"
+    assert current_revision(path) == "0007"
     assert check(path).problems == []
-    assert alembic("current", db=path).stdout.split() == ["0006"]
+    assert alembic("current", db=path).stdout.split() == ["0007"]
 
 
 def test_alembic_takes_the_lock_before_it_changes_anything(path: Path) -> None:
@@ -73,7 +73,7 @@ from ael_store.store.revision import alembic_config
 from ael_store.store.upgrade import check, downgrade, upgrade
 path = Path("ael.db")
 path.touch()
-assert upgrade(path).to_revision == "0007"
+assert upgrade(path).to_revision == "0008"
 assert downgrade(path, "0002", backup=False).to_revision == "0002"
 assert check(path).problems == []
 print(alembic_config().get_main_option("script_location"))

@@ -227,7 +227,7 @@ def test_check_of_a_newer_database_says_so(path: Path) -> None:
 
     assert report.revision == "9999"
     assert not report.up_to_date
-    assert report.problems == ["revision 9999 was written by a newer ael_store; this one knows up to 0007"]
+    assert report.problems == ["revision 9999 was written by a newer ael_store; this one knows up to 0008"]
 
 
 def test_check_does_not_change_the_file(filled: Callable[[str], Path]) -> None:

@@ -90,7 +90,8 @@ def test_task_whose_result_was_not_taken_up_keeps_it_for_the_next_start(lived: P
 def test_positions_survive_the_first_schema(lived: Path) -> None:
     positions = ask(lived, "SELECT name, value FROM positions ORDER BY 1")
     totals = ask(lived, "SELECT agent_id, tick_id, ticks, errors, events FROM agent_totals")
-    meta = ask(lived, "SELECT name, value FROM meta ORDER BY 1")
+    facts = "SELECT name, value FROM meta WHERE name <> 'tasks_without_attempts' ORDER BY 1"
+    meta = ask(lived, facts)
     assert "horizon" in dict(positions)
     assert totals
 
@@ -99,7 +100,7 @@ def test_positions_survive_the_first_schema(lived: Path) -> None:
 
     assert ask(lived, "SELECT name, value FROM positions ORDER BY 1") == positions
     assert ask(lived, "SELECT agent_id, tick_id, ticks, errors, events FROM agent_totals") == totals
-    assert ask(lived, "SELECT name, value FROM meta ORDER BY 1") == meta
+    assert ask(lived, facts) == meta
 
 
 def test_start_after_a_crash_looks_at_the_newest_commits_only_where_none_has_a_digest(tmp_path: Path) -> None:

@@ -60,7 +60,8 @@ def test_upgrade_reports_what_it_did_and_tells_each_step(filled: Callable[[str],
         "schema 0004 -> 0005",
         "schema 0005 -> 0006",
         "schema 0006 -> 0007",
-        "schema is at revision 0007",
+        "schema 0007 -> 0008",
+        "schema is at revision 0008",
     ]
 
 
@@ -171,7 +172,7 @@ def test_wrong_direction_is_refused_with_the_right_command(filled: Callable[[str
     with pytest.raises(UsageError, match="use `ael db downgrade 0001`"):
         upgrade(path, revision="0001")
     with pytest.raises(UsageError, match="use `ael db upgrade`"):
-        downgrade(path, "0007")
+        downgrade(path, "0008")
 
 
 def test_short_of_space_nothing_is_begun(filled: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,7 +66,7 @@ def check_exact(report: RecoverReport, out: Path, sample: Path) -> None:
         columns = ", ".join(
             name
             for name in rows(sample, "SELECT name FROM pragma_table_info(?)", table.name)
-            if name not in ("seal", "previous_id")
+            if name not in ("seal", "previous_id", "recent")
         )
         query = f"SELECT {columns} FROM {table.name}"
         new = set(rows(out, query)) - set(rows(sample, query))

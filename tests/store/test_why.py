@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -391,7 +392,7 @@ def test_whatever_is_left_has_the_chain_that_it_had_up_to_where_it_ends(
 
 # -- speed ------------------------------------------------------------------------------------------
 
-SHORT = {"s", "a", "d", "y", "r", "runs", "(subquery-1)"}
+SHORT = {"s", "a", "d", "y", "r", "runs", "(subquery)"}
 """Subscriptions, agents, dead letters, types and runs; and what another part of the query has found."""
 
 
@@ -407,5 +408,5 @@ def test_no_question_scans_a_long_table(long: Path, question: str) -> None:
     plan = [row[3] for row in connection.execute(f"EXPLAIN QUERY PLAN {QUERIES[question]}", names)]
 
     connection.close()
-    scanned = {line.split()[1] for line in plan if line.startswith("SCAN ")}
+    scanned = {re.sub(r"-\d+", "", line.split()[1]) for line in plan if line.startswith("SCAN ")}
     assert scanned <= SHORT, plan
