@@ -13,6 +13,7 @@ import secrets
 import sys
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Protocol
 
 __all__ = ["Bell", "Clock", "HeldClock", "SystemClock", "from_us", "iso", "to_us"]
@@ -145,6 +146,7 @@ class HeldClock:
         return jump_us
 
 
+@lru_cache(maxsize=16)  # a unit asks for its own moment again and again
 def from_us(us: int) -> datetime:
     """Return microseconds since 1970 as an aware UTC time."""
     seconds, rest = divmod(us, 1_000_000)

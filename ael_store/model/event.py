@@ -199,13 +199,12 @@ class Emission:
         is_counted: bool = False,
     ) -> Emission:
         """Check and encode an event; with `now_us` the event happens at the `now` of its unit."""
-        what = f"event {shown(event.type)}" if type(event.type) is str else "event"
         check_name(event.type, "an event type", wildcards=False)
+        what = f"event {event.type!r}"
         check_name(event.source, f"the source of {what}")
-        data = None if event.data is None else encode(event.data, f"data of {what}", limits, limits.event_bytes)
-        metadata = None
-        if event.metadata:
-            metadata = encode(event.metadata, f"metadata of {what}", limits, limits.event_bytes)
+        value, details = event.data, event.metadata
+        data = None if value is None else encode(value, f"data of {what}", limits, limits.event_bytes)
+        metadata = encode(details, f"metadata of {what}", limits, limits.event_bytes) if details else None
         timestamp_us = None
         if now_us is None:
             if not isinstance(event.timestamp, datetime):

@@ -191,9 +191,10 @@ class StateContext:
         return self._unit.limits if self._unit is not None else self._host.limits if self._host else DEFAULT_LIMITS
 
     def _writable(self, key: str) -> str:
-        full = check_key(key, self._limits)
+        limits = self._limits
+        full = check_key(key, limits)
         if self._prefix:
-            full = check_key(self._prefix + full, self._limits)
+            full = check_key(self._prefix + full, limits)
         if full in VIRTUAL_KEYS:
             raise InvalidKey(f"state key {full!r} is kept by the loop and can't be written; choose another name")
         return full
@@ -392,17 +393,20 @@ class StateContext:
             raise NotAllowedHere("a lone StateContext has no event bus: use EventBus().emit(…)")
         unit = self._running_unit()
         source = self._agent or ("outside" if unit is None else unit.subject)
-        now_us = self._view().now_us  # outside hooks the loop's clock
-        event = Event(type, source, data, from_us(now_us), metadata)
-        due = None if after is None else due_us(after, now_us)
+        view = self._view() if unit is None else unit  # outside hooks it has the loop's clock
+        event = Event(type, source, data, from_us(view.now_us), metadata)
+        due = None if after is None else due_us(after, view.now_us)
         emission = Emission.of(
             event,
             self._limits,
-            now_us=None if unit is None else now_us,
+            now_us=None if unit is None else view.now_us,
             due_us=due,
             is_counted=not isinstance(after, datetime),
         )
-        self._do("events.emit", lambda unit: unit.emit(emission))
+        if unit is not None:
+            unit.emit(emission)
+        else:
+            self._do("events.emit", lambda unit: unit.emit(emission))
         return event
 
     @property

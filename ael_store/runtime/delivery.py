@@ -289,7 +289,8 @@ class Deliveries:
 
     def wanted(self, type: str) -> bool:
         """True where a pattern other than a bare `*` matches a type."""
-        return any(not subscription.wild_only for subscription in self.subscribers_of(type))
+        found = self.subscribers_of(type)
+        return bool(found) and any(not subscription.wild_only for subscription in found)
 
     # -- what waits --
 

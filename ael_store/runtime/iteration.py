@@ -591,12 +591,12 @@ def _measure_tick(run: Run, job: Job, also: list[Emission]) -> None:
     if run.roster.slots.get(slot.name) is slot:
         run.scheduler.record_execution(slot.name, unit.duration_us / 1e6)
     ended = "agent.completed" if unit.outcome == "success" else "agent.failed"
-    data: dict[str, object] = {"agent": slot.name, "iteration": run.journal.iteration}
     if run.deliveries.wanted(ended):
+        data = {"agent": slot.name, "iteration": run.journal.iteration}
         more = {"duration_ms": unit.duration_us / 1000, "outcome": unit.outcome}
         also.insert(0, loop_event(ended, {**data, **more}))
     if run.deliveries.wanted("agent.started"):
-        also.insert(0, loop_event("agent.started", data))
+        also.insert(0, loop_event("agent.started", {"agent": slot.name, "iteration": run.journal.iteration}))
 
 
 def _report(run: Run, job: Job) -> list[Emission]:

@@ -310,7 +310,7 @@ class Roster:
             if unit.kind != "error":
                 made = self._fail(slot, unit)
             self.journal.changed(record)
-        self.journal.changed(stats)
+        self.journal.commit.stats[stats.agent_id] = stats
         slot.show_counts()
         return made
 
