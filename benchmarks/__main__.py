@@ -7,10 +7,14 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from benchmarks.environment import install_peers
 from benchmarks.history import measure_history, report_history
 from benchmarks.machine import describe, is_in_memory
+from benchmarks.peers import PeerOptions, measure_peers, report_peers
 from benchmarks.process import measure_process, report_process
 from benchmarks.tasks import TaskOptions, measure_tasks, report_tasks
 from benchmarks.write import WriteOptions, measure_writing, report_writing
@@ -28,34 +32,11 @@ def main(arguments: list[str] | None = None) -> int:
                 f"{folder.parent} lies in memory, where a commit costs nothing: name another --folder, or --allow-tmpfs"
             )
             return 2
-        found: dict[str, object] = {"machine": machine.to_dict()}
-        if options.what == "write":
-            writing = measure_writing(
-                WriteOptions(
-                    folder,
-                    tuple(options.agents),
-                    tuple(options.durability),
-                    options.rounds,
-                    options.iterations,
-                ),
-                _say,
-            )
-            print(report_writing(writing))
-            found["write"] = writing.to_dict()
-        elif options.what == "tasks":
-            tasks = measure_tasks(
-                TaskOptions(folder, options.rounds, ticks=options.ticks, finished=options.finished), _say
-            )
-            print(report_tasks(tasks))
-            found["tasks"] = tasks.to_dict()
-        elif options.what == "history":
-            history = measure_history(folder, options.rounds, options.rows, _say)
-            print(report_history(history))
-            found["history"] = history.to_dict()
-        else:
-            process = measure_process(folder, options.rounds, _say)
-            print(report_process(process))
-            found["process"] = process.to_dict()
+        if options.install:
+            install_peers()
+        report, figures = MEASUREMENTS[options.what](options, folder)
+        print(report)
+        found: dict[str, object] = {"machine": machine.to_dict(), options.what: figures}
     found["load_after"] = os.getloadavg()[0]
     print(f"\nLoad afterwards: {os.getloadavg()[0]:.2f}")
     if options.json:
@@ -63,16 +44,57 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+Result = tuple[str, dict[str, Any]]
+"""The figures as text, and as they go into the JSON."""
+
+
+def _write(options: argparse.Namespace, folder: Path) -> Result:
+    levels, agents = tuple(options.durability), tuple(options.agents)
+    writing = measure_writing(WriteOptions(folder, agents, levels, options.rounds, options.iterations), _say)
+    return report_writing(writing), writing.to_dict()
+
+
+def _tasks(options: argparse.Namespace, folder: Path) -> Result:
+    wanted = TaskOptions(folder, options.rounds, ticks=options.ticks, finished=options.finished)
+    tasks = measure_tasks(wanted, _say)
+    return report_tasks(tasks), tasks.to_dict()
+
+
+def _history(options: argparse.Namespace, folder: Path) -> Result:
+    history = measure_history(folder, options.rounds, options.rows, _say)
+    return report_history(history), history.to_dict()
+
+
+def _process(options: argparse.Namespace, folder: Path) -> Result:
+    process = measure_process(folder, options.rounds, _say)
+    return report_process(process), process.to_dict()
+
+
+def _peers(options: argparse.Namespace, folder: Path) -> Result:
+    peers = measure_peers(PeerOptions(folder, tuple(options.durability), options.rounds), _say)
+    return report_peers(peers), peers.to_dict()
+
+
+MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path], Result]] = {
+    "write": _write,
+    "process": _process,
+    "tasks": _tasks,
+    "history": _history,
+    "peers": _peers,
+}
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
         "what",
         nargs="?",
-        choices=("write", "process", "tasks", "history"),
+        choices=tuple(MEASUREMENTS),
         default="write",
         help="write: iterations beside plain sqlite3 (the default); process: memory, start, bytes of an idle day; "
         "tasks: lateness beside a hundred, a submit beside a million, the way to on_task; "
-        "history: looking back in a million rows",
+        "history: looking back in a million rows; "
+        "peers: a durable step beside DBOS, langgraph, eventsourcing, huey, APScheduler and the ancestor",
     )
     parser.add_argument("--agents", type=_numbers, default=[1, 10, 100], help="numbers of agents: 1,10,100")
     parser.add_argument("--durability", type=_levels, default=["full", "normal"], help="full, normal or both")
@@ -81,6 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ticks", type=_number, default=100, help="of tasks: ticks of 1 s whose lateness is measured")
     parser.add_argument("--finished", type=_number, default=1_000_000, help="of tasks: ended ones in the long table")
     parser.add_argument("--rows", type=_number, default=1_000_000, help="of history: changes, events and units each")
+    parser.add_argument("--install", action="store_true", help="of peers: install them into .venv/peers first")
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="where the files are made: the disk to measure")
     parser.add_argument("--allow-tmpfs", action="store_true", help="measure in memory too, for what it is worth")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures to a file")
