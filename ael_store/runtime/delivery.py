@@ -123,6 +123,8 @@ class Deliveries:
         self._heap: list[tuple[int, int]] = []
         self._waiting: set[int] = set()
         """Subscriptions that have something pending and could not get it when their turn came."""
+        self._under_way: set[int] = set()
+        """Subscriptions whose first event is being delivered."""
         self._warn_us: dict[str, int] = {}
         """Event types that went beyond the hop limit: warned of again from this instant."""
 
@@ -407,6 +409,11 @@ class Deliveries:
                 )
             self._advance(subscription, event.id)
 
+    def pending(self) -> int:
+        """Return how many deliveries wait in memory, those under way included."""
+        numbers = {number for _, number in self._heap} | self._waiting | self._under_way
+        return sum(len(self.subscriptions[number].queue) for number in numbers if number in self.subscriptions)
+
     def pending_now(self, now_us: int) -> bool:
         """True where something can be delivered at once."""
         if self._heap or self.redeliveries.pending_now(now_us):
@@ -477,6 +484,7 @@ class Deliveries:
     def began(self, subscription: Subscription) -> None:
         """The first event of the queue is being delivered; nothing else of this subscription until it ended."""
         subscription.busy = True
+        self._under_way.add(subscription.record.id)
         self._waiting.discard(subscription.record.id)
 
     def settle(self, subscription: Subscription, event_id: int, unit: Unit, failed: bool) -> SubscriptionRecord | None:
@@ -537,6 +545,7 @@ class Deliveries:
     def ended(self, subscription: Subscription) -> None:
         """A delivery has ended, whatever its outcome: put the subscription back in line if it has more."""
         subscription.busy = False
+        self._under_way.discard(subscription.record.id)
         if subscription.record.id not in self.subscriptions:
             return
         if subscription.queue:

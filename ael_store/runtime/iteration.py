@@ -133,7 +133,7 @@ async def run_iteration(run: Run, due: Due) -> None:
         due.late_s,
         ran_s,
         commit_s,
-        pending=sum(len(s.queue) for s in run.deliveries.subscriptions.values()) if run.observed else 0,
+        pending=run.deliveries.pending() if run.observed else 0,
         background=len(run.workbench.background),
         failed=tally.failed,
     )

@@ -59,6 +59,10 @@ __all__ = ["Reader", "history_entry"]
 RECENT_RUNS = 100
 """How many runs a new one looks back on."""
 
+MANY_CELLS = 100_000
+"""So many are kept from the garbage collector."""
+CELLS_AT_ONCE = 1000
+
 T = metadata.tables
 
 
@@ -623,7 +627,11 @@ def _given_out(connection: Connection) -> Counter[str]:
 
 
 def _cells(connection: Connection, query: Select[Any]) -> dict[str, Cell]:
-    """Read the state; a million cells are made without the garbage collector looking at each."""
+    """Read the state, without the garbage collector looking at each of a million cells, now or later.
+
+    Cells refer to nothing but text and numbers, so it would never find anything there, and each look takes as long as
+    a twentieth of the reading. What else is garbage at this moment stays too; at a start that is little.
+    """
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -632,10 +640,13 @@ def _cells(connection: Connection, query: Select[Any]) -> dict[str, Cell]:
             str(compiled), tuple(compiled.params[name] for name in compiled.positiontup or ())
         )
         cursor: Any = found.cursor
-        return {
-            name: Cell(key_id, value, version, change_id, agent_id)
-            for name, key_id, value, version, change_id, agent_id in cursor
-        }
+        cells: dict[str, Cell] = {}
+        while rows := cursor.fetchmany(CELLS_AT_ONCE):  # quicker than row by row
+            for name, key_id, value, version, change_id, agent_id in rows:
+                cells[name] = Cell(key_id, value, version, change_id, agent_id)
+        if len(cells) >= MANY_CELLS:
+            gc.freeze()
+        return cells
     finally:
         if was_on:
             gc.enable()

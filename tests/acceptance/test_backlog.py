@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from ael_store import AgentBase, Event, StateContext
 from ael_store.testing import Harness
+from tests.loops import controller_on
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -53,3 +55,37 @@ async def test_backlog_of_a_subscriber_that_is_there_is_never_skipped(tmp_path: 
 
         assert h.state["read"] == list(range(1, h.state["hours"] + 1))
         assert h.sql("SELECT * FROM v_problems") == []
+
+
+async def test_summary_tells_how_many_deliveries_wait_whatever_keeps_them(tmp_path: Path) -> None:
+    class Three(AgentBase):
+        name = "three"
+        priority = 10
+
+        async def on_tick(self, context: StateContext) -> None:
+            if self.tick_count == 1:
+                for number in range(3):
+                    context.emit("hour", {"n": number})
+
+    class Failing(Reader):
+        name = "failing"
+
+        async def on_event(self, event: Event, context: StateContext) -> None:
+            raise ValueError("not today")
+
+    class Slow(Reader):
+        name = "slow"
+        background = True
+
+        async def on_event(self, event: Event, context: StateContext) -> None:
+            await released.wait()
+
+    released = asyncio.Event()
+    controller = controller_on(tmp_path / "ael.db", Three(), Failing(), Slow(), Reader(), tick_rate=0)
+    pending: list[int] = []
+    controller.observe(lambda summary: pending.append(summary.pending))
+    asyncio.get_running_loop().call_later(0.2, released.set)
+
+    await controller.run(2)
+
+    assert pending[0] == 6, "three of one that failed, three of one that still runs; the other has got its own"

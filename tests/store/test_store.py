@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import sqlite3
 from dataclasses import fields
@@ -19,6 +20,7 @@ from ael_store.model.state import State
 from ael_store.model.unit import Unit
 from ael_store.runtime.journal import Journal
 from ael_store.schema.tables import metadata
+from ael_store.store import reader
 from ael_store.store.lock import DatabaseLock, current_holder
 from ael_store.store.sqlite import Driver, database_path
 from ael_store.store.store import Store
@@ -232,6 +234,28 @@ async def test_temporary_database_can_be_opened_again_and_goes_with_its_store() 
     del store
 
     await until(lambda: not path.exists())  # the thread that closed it lets go of it a moment later
+
+
+async def test_many_keys_resume_as_they_are_and_the_garbage_collector_leaves_them_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "CELLS_AT_ONCE", 2)
+    monkeypatch.setattr(reader, "MANY_CELLS", 5)
+    store = Store(tmp_path / "ael.db")
+    journal = make_journal(empty := await store.open("test"))
+    apply(journal, **{f"key {number}": str(number) for number in range(5)})
+    await store.commit(journal.take("command", 1), take_from=empty.token)
+    await store.close()
+    frozen = gc.get_freeze_count()
+
+    resumed = await store.open("test")
+    frozen = gc.get_freeze_count() - frozen
+    gc.unfreeze()
+    await store.close()
+
+    assert {key: cell.text for key, cell in resumed.cells.items()} == {f"key {n}": str(n) for n in range(5)}
+    assert frozen >= 5
+    assert gc.isenabled()
 
 
 async def test_interned_names_beyond_the_cache_are_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
