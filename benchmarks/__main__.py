@@ -16,7 +16,10 @@ from benchmarks.history import measure_history, report_history
 from benchmarks.machine import describe, is_in_memory
 from benchmarks.peers import PeerOptions, measure_peers, report_peers
 from benchmarks.process import measure_process, report_process
+from benchmarks.resume import measure_resume, report_resume
+from benchmarks.scale import ScaleOptions, measure_scale, report_scale
 from benchmarks.tasks import TaskOptions, measure_tasks, report_tasks
+from benchmarks.trigger import TriggerOptions, measure_trigger, report_trigger
 from benchmarks.write import WriteOptions, measure_writing, report_writing
 
 
@@ -75,12 +78,30 @@ def _peers(options: argparse.Namespace, folder: Path) -> Result:
     return report_peers(peers), peers.to_dict()
 
 
+def _resume(options: argparse.Namespace, folder: Path) -> Result:
+    resume = measure_resume(folder, options.rounds, options.keys, _say)
+    return report_resume(resume), resume.to_dict()
+
+
+def _scale(options: argparse.Namespace, folder: Path) -> Result:
+    figures = measure_scale(ScaleOptions(folder, options.rounds, options.age), _say)
+    return report_scale(figures), {figure.what: figure.to_dict() for figure in figures}
+
+
+def _trigger(options: argparse.Namespace, folder: Path) -> Result:
+    trigger = measure_trigger(TriggerOptions(folder, options.seconds), _say)
+    return report_trigger(trigger), trigger.to_dict()
+
+
 MEASUREMENTS: dict[str, Callable[[argparse.Namespace, Path], Result]] = {
     "write": _write,
     "process": _process,
     "tasks": _tasks,
     "history": _history,
     "peers": _peers,
+    "resume": _resume,
+    "scale": _scale,
+    "trigger": _trigger,
 }
 
 
@@ -94,7 +115,10 @@ def _parser() -> argparse.ArgumentParser:
         help="write: iterations beside plain sqlite3 (the default); process: memory, start, bytes of an idle day; "
         "tasks: lateness beside a hundred, a submit beside a million, the way to on_task; "
         "history: looking back in a million rows; "
-        "peers: a durable step beside DBOS, langgraph, eventsourcing, huey, APScheduler and the ancestor",
+        "peers: a durable step beside DBOS, langgraph, eventsourcing, huey, APScheduler and the ancestor; "
+        "resume: beginning anew, and with a million keys beside a plain SELECT; "
+        "scale: memory, calls, selection, many agents, long days, an old database; "
+        "trigger: slots kept, stops, events from outside, one agent among many",
     )
     parser.add_argument("--agents", type=_numbers, default=[1, 10, 100], help="numbers of agents: 1,10,100")
     parser.add_argument("--durability", type=_levels, default=["full", "normal"], help="full, normal or both")
@@ -103,6 +127,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ticks", type=_number, default=100, help="of tasks: ticks of 1 s whose lateness is measured")
     parser.add_argument("--finished", type=_number, default=1_000_000, help="of tasks: ended ones in the long table")
     parser.add_argument("--rows", type=_number, default=1_000_000, help="of history: changes, events and units each")
+    parser.add_argument("--keys", type=_number, default=1_000_000, help="of resume: keys of the state")
+    parser.add_argument("--age", type=_number, default=1_000_000, help="of scale: iterations of the old database")
+    parser.add_argument("--seconds", type=float, default=60.0, help="of trigger: how long the clock is watched")
     parser.add_argument("--install", action="store_true", help="of peers: install them into .venv/peers first")
     parser.add_argument("--folder", type=Path, default=Path.cwd(), help="where the files are made: the disk to measure")
     parser.add_argument("--allow-tmpfs", action="store_true", help="measure in memory too, for what it is worth")

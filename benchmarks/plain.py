@@ -16,7 +16,7 @@ import orjson
 
 from benchmarks.workload import TYPES, event_data, event_type, key, value
 
-__all__ = ["write_plainly"]
+__all__ = ["go_on_plainly", "write_plainly"]
 
 SCHEMA = """
 CREATE TABLE key (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE);
@@ -65,10 +65,25 @@ def write_plainly(path: Path, agents: int, warm_up: int, iterations: int, synchr
     return times
 
 
-def _write(connection: sqlite3.Connection, agents: int, warm_up: int, iterations: int) -> list[float]:
+def go_on_plainly(path: Path, iterations: int, synchronous: str) -> list[float]:
+    """Write so many iterations more to a database of one agent, new or not, and return the seconds of each."""
+    if not path.exists():
+        return write_plainly(path, 1, 0, iterations, synchronous)
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+        connection.execute(f"PRAGMA synchronous = {synchronous}")
+        done = connection.execute("SELECT max(id) FROM iteration").fetchone()[0]
+        times = _write(connection, 1, 0, iterations, done)
+        _verify(connection, 1, done + iterations)
+    finally:
+        connection.close()
+    return times
+
+
+def _write(connection: sqlite3.Connection, agents: int, warm_up: int, iterations: int, after: int = 0) -> list[float]:
     times = []
     execute, many = connection.execute, connection.executemany
-    for iteration in range(1, warm_up + iterations + 1):
+    for iteration in range(after + 1, after + warm_up + iterations + 1):
         states, changes, events, ticks, stats = _rows(agents, iteration)
         began = time.perf_counter()
         execute("BEGIN IMMEDIATE")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.spread import Spread
+from benchmarks.usage import resident_mb, written_bytes
 
 __all__ = ["Process", "measure_process", "report_process"]
 
@@ -96,21 +97,11 @@ def _child(measurement: str, folder: Path) -> list[float]:
 # -- in the child -----------------------------------------------------------------------------------
 
 
-def _resident_mb() -> float:
-    import resource
-
-    status = Path("/proc/self/status")
-    if status.exists():
-        line = next(line for line in status.read_text().splitlines() if line.startswith("VmRSS"))
-        return int(line.split()[1]) / 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2  # the largest it ever was; bytes on macOS
-
-
 def _memory(folder: Path) -> list[float]:
     from benchmarks.loop import time_loop
 
     time_loop(folder / "memory.db", AGENTS, 5, 500, "normal")
-    return [_resident_mb()]
+    return [resident_mb()]
 
 
 def _start(folder: Path, began: float) -> list[float]:
@@ -130,48 +121,23 @@ def _start(folder: Path, began: float) -> list[float]:
 def _idle(folder: Path) -> list[float]:
     """Run two idle hours at 1 Hz on a clock that jumps to whatever is waited for."""
     from ael_store import AELController
-    from ael_store.clock import Bell, SystemClock
+    from benchmarks.jump import JumpingClock
     from benchmarks.loop import Idler
 
-    class Jumping(SystemClock):
-        real = False
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.ahead_s = 0.0
-
-        def monotonic(self) -> float:
-            return super().monotonic() + self.ahead_s
-
-        def now_us(self) -> int:
-            return super().now_us() + int(self.ahead_s * 1e6)
-
-        async def wait(self, bell: Bell, until: float | None) -> None:
-            if until is not None:
-                self.ahead_s += max(0.0, until - self.monotonic())
-            await asyncio.sleep(0)
-            bell.rung = False
-
-    controller = AELController(store=folder / "idle.db", tick_rate=1.0, clock=Jumping())
+    controller = AELController(store=folder / "idle.db", tick_rate=1.0, clock=JumpingClock())
     for number in range(AGENTS):
         controller.agent_manager.register(Idler(f"idler_{number}"))
     written: list[tuple[int, int]] = []
-    controller.observe(lambda summary: written.append(_written()))
+    controller.observe(lambda summary: written.append(written_bytes()))
     asyncio.run(controller.run(IDLE_S))
     idle_s = IDLE_S - 60
     return [(after - before) / idle_s * DAY_S / 1e6 for before, after in zip(written[59], written[-1], strict=True)]
 
 
-def _written() -> tuple[int, int]:
-    """Return the bytes that this process wrote so far, and what the kernel has the disk write for them."""
-    counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-    return int(counts["wchar"]), int(counts["write_bytes"])
-
-
 def _measure(measurement: str, folder: Path, began: float) -> list[float]:
     match measurement:
         case "bare":
-            return [_resident_mb()]
+            return [resident_mb()]
         case "memory":
             return _memory(folder)
         case "start":

@@ -15,11 +15,11 @@ def test_peers_that_are_not_installed_are_named_and_the_rest_is_measured(
 ) -> None:
     monkeypatch.setenv("AEL_PEERS", str(tmp_path / "nowhere"))
 
-    found = measure_peers(PeerOptions(tmp_path, ("full",), rounds=2, share=0.1), lambda message: None)
+    found = measure_peers(PeerOptions(tmp_path, ("normal",), rounds=2, share=0.1), lambda message: None)
 
     assert found.absent == list(PACKAGES.values())
-    assert found.loop_pragmas == {"full": "wal full"}, "as read back from the loop's own connection"
+    assert found.loop_pragmas == {"normal": "wal normal"}, "as read back from the loop's own connection"
     compared = {comparison.peer: comparison for comparison in found.comparisons}
     assert set(compared) == {"ancestor 1", "ancestor 10"}
-    assert compared["ancestor 10"].times.median > 0.005, "durability costs no more than two hundred times"
+    assert compared["ancestor 10"].times.median > 0.005, "no sync: at most two hundred times as long"
     assert "Absent, not measured: dbos," in report_peers(found)
