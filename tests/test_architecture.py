@@ -36,6 +36,7 @@ LIBRARY_HOMES: dict[str, tuple[str, ...]] = {
     "typer": ("ael_store/cli/",),
     "click": ("ael_store/cli/",),
     "rich": ("ael_store/cli/",),
+    "prometheus_client": ("ael_store/web/metrics.py",),
     "starlette": ("ael_store/web/",),
     "uvicorn": ("ael_store/web/",),
     "jinja2": ("ael_store/web/",),

@@ -29,11 +29,14 @@ __all__ = [
     "history",
     "iteration",
     "iterations",
+    "metric_hours",
+    "metrics",
     "pause",
     "redeliver",
     "release",
     "resume",
     "retry_task",
+    "samples",
     "state",
     "status",
     "step",
@@ -161,6 +164,21 @@ async def task(request: Request, values: Values) -> Any:
         raise TaskNotFound(f"there is no task {number}")
     progress = (await database.progress()).get(str(number)) if row["status"] == "running" else None
     return {**embed(row), "progress": progress}
+
+
+async def metrics(request: Request, values: Values) -> Any:
+    rows = await service_of(request).database.read(lambda reader: reader.metrics(values["channel"]))
+    return {"items": rows, "next": None}
+
+
+async def samples(request: Request, values: Values) -> Any:
+    rows = await service_of(request).database.read(lambda reader: reader.samples(**values))
+    return {"items": rows, "next": None}
+
+
+async def metric_hours(request: Request, values: Values) -> Any:
+    rows = await service_of(request).database.read(lambda reader: reader.metric_hours(**values))
+    return {"items": rows, "next": None}
 
 
 async def ancestor_status(request: Request, values: Values) -> Any:

@@ -21,7 +21,7 @@ from ael_store.web.token import Token, token_path
 
 __all__ = ["ExtraMissing", "Launch", "become", "environment", "launch_of", "refuse_without_extra"]
 
-LIBRARIES = ("starlette", "uvicorn", "jinja2", "sse_starlette")
+LIBRARIES = ("starlette", "uvicorn", "jinja2", "sse_starlette", "prometheus_client")
 
 
 class ExtraMissing(AelError):
@@ -55,6 +55,7 @@ class Launch:
     log_level: str
     log_format: str
     limits: dict[str, int]
+    idle_commit: float
 
     @property
     def address(self) -> Address:
@@ -91,6 +92,7 @@ def launch_of(path: Path, settings: Settings, address: Address, listening: socke
         log_level=settings.log_level,
         log_format=settings.log_format,
         limits=asdict(Limits(settings.key_bytes, settings.value_bytes, settings.event_bytes, settings.value_depth)),
+        idle_commit=settings.idle_commit,
     )
     token = launch.token
     if token is not None and not is_child:

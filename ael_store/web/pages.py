@@ -37,6 +37,7 @@ KEYS = 2000
 PLOTTED_AGENTS = 6
 PLOTTED_TICKS = 2000
 PLOTTED_CHANGES = 500
+PLOTTED_HOURS = 168
 COOKIE_S = 30 * 86_400
 TOKEN = Parameter("token", "The token.", required=True)
 
@@ -47,6 +48,7 @@ NAVIGATION = (
     ("/events", "Events"),
     ("/iterations", "Iterations"),
     ("/tasks", "Tasks"),
+    ("/measurements", "Metrics"),
 )
 
 PROBLEM_PAGES = {
@@ -195,6 +197,7 @@ async def agent(request: Request, values: Values) -> Response:
             reader.agent_hours(name),
         )
     )
+    measured = await service_of(request).database.read(lambda reader: reader.metrics(name))
     ticks = [unit for unit in units if unit["kind"] in ("tick", "event", "task")]
     plot = {
         "x": [_seconds(unit["started_at"]) for unit in ticks],
@@ -205,7 +208,7 @@ async def agent(request: Request, values: Values) -> Response:
     }
     return await _shown(
         request, "agent.html", name, agent=row, health=health, units=units[::-1][:50], hours=hours[::-1][:24],
-        plot=json.dumps(plot), plotted=len(ticks),
+        plot=json.dumps(plot), plotted=len(ticks), measured=measured[:ROWS],
     )  # fmt: skip
 
 
@@ -330,6 +333,45 @@ async def task(request: Request, values: Values) -> Response:
     return await _shown(request, "task.html", f"Task {number}", task=row, progress=progress, choices_of=_choices)
 
 
+async def measurements(request: Request, values: Values) -> Response:
+    channel, name = values["channel"], values["name"]
+    known = await service_of(request).database.read(lambda reader: reader.metrics())
+    chosen = next((row for row in known if (row["channel"], row["name"]) == (channel, name)), None)
+    if chosen is None and name is not None:
+        return error_page(request, 404, f"there is no metric {name!r} in channel {channel!r}")
+    samples: list[dict[str, Any]] = []
+    hours: list[dict[str, Any]] = []
+    if chosen is not None:
+        samples, hours = await service_of(request).database.read(
+            lambda reader: (
+                reader.samples(channel, name, PLOTTED_CHANGES),
+                reader.metric_hours(channel, name, PLOTTED_HOURS),
+            )
+        )
+    is_counter = chosen is not None and chosen["kind"] == "counter"
+    return await _shown(
+        request, "measurements.html", "Metrics", metrics=known[:KEYS], more=max(0, len(known) - KEYS), chosen=chosen,
+        plotted=len(samples),
+        plot=_plot(samples, "recorded_at", {"value": "value"}),
+        hours_plot=_plot(hours, "hour", {"total": "total"} if is_counter else {c: c for c in ("min", "mean", "max")}),
+    )  # fmt: skip
+
+
+def _plot(rows: list[dict[str, Any]], time: str, columns: dict[str, str]) -> str | None:
+    """Return rows as uPlot wants them; None where there are too few for a line."""
+    if len(rows) < 2:
+        return None
+    return json.dumps(
+        {
+            "x": [_seconds(row[time]) for row in rows],
+            "series": list(columns.values()),
+            "values": [[row[column] for row in rows] for column in columns],
+            "unit": "",
+            "time": True,
+        }
+    )
+
+
 # -- logging in -------------------------------------------------------------------------------------
 
 
@@ -375,6 +417,7 @@ PAGES: list[tuple[str, Page, tuple[Parameter, ...]]] = [
     ("/iterations/{number:int}", iteration, ()),
     ("/tasks", tasks, (TASK_STATUS, BEFORE)),
     ("/tasks/{id:int}", task, ()),
+    ("/measurements", measurements, (Parameter("channel", "Its channel."), Parameter("name", "Its name."))),
     ("/login", login, ()),
 ]
 

@@ -16,7 +16,7 @@ from starlette.routing import Route
 
 from ael_store.errors import UsageError
 from ael_store.model.task import STATUSES
-from ael_store.web import api, stream
+from ael_store.web import api, health, stream
 from ael_store.web.answer import answer
 from ael_store.web.parameters import Parameter, read_body, read_query
 
@@ -50,9 +50,18 @@ TEXT = Parameter("text", "Only events with this text in type, source or data.")
 SUBSCRIBER = Parameter("subscriber", "Only of this subscriber.")
 AGENT_STATUS = Parameter("status", "Only with this status.", choices=("active", "disabled", "quarantined", "absent"))
 TASK_STATUS = Parameter("status", "Only with this status.", choices=STATUSES)
+CHANNEL = Parameter("channel", "Its channel.", required=True)
+METRIC = Parameter("name", "Its name.", required=True)
 ONLY = Parameter("only", "Only iterations that had some.", choices=("errors", "events", "missed"))
 
 EVENTS = "text/event-stream"
+
+
+async def _scrape(request: Request, values: dict[str, Any]) -> Response:
+    from ael_store.web.metrics import scrape  # brings the client of Prometheus, which not everybody uses
+
+    return await scrape(request, values)
+
 
 ENDPOINTS: list[Endpoint] = [
     Endpoint("/api/v1/status", "The whole in a few figures, with problems.", api.status, (AT,)),
@@ -136,6 +145,17 @@ ENDPOINTS: list[Endpoint] = [
         method="POST",
         body=(Parameter("iterations", "How many.", "integer", default=1, low=1, high=1_000_000),),
     ),
+    Endpoint(
+        "/api/v1/metrics",
+        "Metrics of agents, and what they stand at.",
+        api.metrics,
+        (Parameter("channel", "Only of this channel."),),
+    ),
+    Endpoint("/api/v1/metrics/samples", "The newest samples of a metric.", api.samples, (CHANNEL, METRIC, LIMIT)),
+    Endpoint("/api/v1/metrics/hours", "The newest hours of a metric.", api.metric_hours, (CHANNEL, METRIC, LIMIT)),
+    Endpoint("/metrics", "Everything for Prometheus.", _scrape, media_type="text/plain"),
+    Endpoint("/livez", "Whether the loop is best left alone (200) or not (503).", health.livez),
+    Endpoint("/readyz", "Whether agents run and what they do is kept (200) or not (503).", health.readyz),
     Endpoint("/api/status", "The figures in the shape of FAZA 28.", api.ancestor_status),
     Endpoint(
         "/api/events",

@@ -54,7 +54,7 @@ async def serve(launch: Launch, ended: asyncio.Event) -> None:
     path = Path(launch.path)
     database = Database(path, Limits(**launch.limits), allow_shared_folder=launch.allow_shared_folder)
     tail = Tail(database)
-    service = Service(database, tail, Facts(database), token)
+    service = Service(database, tail, Facts(database), token, launch.idle_commit)
     config = uvicorn.Config(
         make_app(service, launch.address, token, hosts=launch.hosts, read_only=launch.read_only),
         loop="asyncio",

@@ -23,6 +23,8 @@ class Service:
     tail: Tail
     facts: Facts
     token: Token | None
+    idle_commit_s: float
+    """How late idle iterations may be committed."""
 
 
 def service_of(request: Request) -> Service:

@@ -24,7 +24,7 @@ MARKUP = "<script>alert(1)</script><img src=x onerror=alert(1)>\"' onmouseover='
 CONTROL = "\x1b[31m\u202e\u2028\x07"
 
 AGENTS = f"""
-from ael_store import AgentBase, task
+from ael_store import AgentBase, push_metrics, task
 
 MARKUP = {MARKUP!r}
 CONTROL = {CONTROL!r}
@@ -36,6 +36,10 @@ class Counter(AgentBase):
     def on_tick(self, context):
         context.increment("count")
         context.set("house/kitchen/temperature", 20 + context.iteration % 3)
+        context.metrics.gauge("load", context.iteration % 3)
+        context.metrics.count("rounds")
+        context.metrics.timing("work", 0.002)
+        push_metrics("room " + MARKUP, {{'a"b\\\\n': 0.5}})
         if context.iteration == 1:
             context.set("evil/" + MARKUP, MARKUP)
             context.set("evil/control", CONTROL)

@@ -58,6 +58,7 @@ PATHS = (
     "/iterations",
     "/iterations/1",
     "/tasks",
+    "/measurements",
     "/tasks/1",
     "/tasks/2",
     "/?at=2",
