@@ -19,3 +19,11 @@ def interruptible() -> None:
     """Let processes of the tests be interrupted, also where the tests run in the background of a shell."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say aloud that nobody looked at the dashboard; a line among others would be read over."""
+    skipped = [one for one in terminalreporter.stats.get("skipped", []) if "no browser: " in str(one.longrepr)]
+    if skipped:
+        line = f"{len(skipped)} TESTS OF THE DASHBOARD DID NOT RUN: install chromium"
+        terminalreporter.write_sep("!", line, red=True, bold=True)
