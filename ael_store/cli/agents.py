@@ -40,6 +40,7 @@ def add_to(app: typer.Typer) -> None:
     command(agents, "enable")(enable)
     command(agents, "disable")(disable)
     command(agents, "release")(release)
+    command(agents, "run")(run)
     command(agents, "rename")(rename)
     command(agents, "forget")(forget)
 
@@ -150,6 +151,15 @@ def disable(call: Call, name: Name) -> None:
 def release(call: Call, name: Name) -> None:
     """End an agent's quarantine or back-off."""
     _switch(call, "release", name, "released", "neither quarantined nor backing off")
+
+
+def run(call: Call, name: Name) -> None:
+    """Have an agent tick once, now, whatever its schedule."""
+    iteration = _change(call, "run", name)
+    if call.json:
+        print_json({"name": name, "iteration": iteration})
+    else:
+        say(f"agent {printable(name)} ticks in iteration {iteration} (committed)")
 
 
 def rename(

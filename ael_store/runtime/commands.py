@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ael_store.clock import Clock
+from ael_store.clock import Clock, iso
 from ael_store.errors import AelError, DeadLetterNotFound, LoopNotRunning, UsageError
 from ael_store.model.event import REDACTED, Emission, Event
 from ael_store.model.metric import numbers_of
@@ -23,7 +23,7 @@ from ael_store.runtime.context import VIRTUAL_KEYS
 from ael_store.runtime.delivery import Deliveries
 from ael_store.runtime.journal import Journal
 from ael_store.runtime.outside import Request
-from ael_store.runtime.roster import Roster
+from ael_store.runtime.roster import AgentSlot, Roster
 from ael_store.runtime.tasks import TaskBoard
 
 if TYPE_CHECKING:
@@ -65,6 +65,10 @@ class Desk:
     """Looks a task up: `Reader.task_record`."""
     find_undo: Callable[..., UndoPlan] | None = None
     """Looks up what was there before some changes: `Reader.undo_plan`."""
+    run_agent: Callable[[AgentSlot], None] | None = None
+    """Has a running loop tick an agent in the iteration under way."""
+    going: bool = False
+    """True in an iteration in which agents run, False while the loop is paused."""
     prune: Callable[[], None] | None = None
     """Has a running loop look at once for what history to remove."""
     change_settings: Callable[..., list[str]] | None = None
@@ -272,6 +276,30 @@ def _release(desk: Desk, name: str) -> bool:
     return changed
 
 
+def _run(desk: Desk, name: str) -> int:
+    record = desk.roster.known(name)
+    if desk.run_agent is None:
+        raise LoopNotRunning("no loop runs on this database, so no agent can run: start it with `ael run`")
+    slot = desk.roster.slots.get(name)
+    if slot is None:
+        raise UsageError(f"agent {name!r} is not registered in the running loop")
+    if not slot.has_tick:
+        raise UsageError(f"agent {name!r} has no on_tick: it acts on events, and `ael events emit` makes one")
+    if not record.enabled:
+        raise UsageError(f"agent {name!r} is disabled: `ael agents enable {name}` first")
+    if record.retry_us is not None and record.retry_us > desk.clock.now_us():
+        state = "backing off" if record.quarantined_us is None else "quarantined"
+        raise UsageError(f"agent {name!r} is {state} until {iso(record.retry_us)}: `ael agents release {name}` first")
+    if slot.busy is not None:
+        raise UsageError(f"agent {name!r} is busy with another hook: try again when that has ended")
+    if not slot.started:
+        raise UsageError(f"agent {name!r} has not started: its on_start is still to come, or has failed")
+    if not desk.going:
+        raise UsageError("the loop is paused: `ael resume` first")
+    desk.run_agent(slot)
+    return desk.journal.iteration
+
+
 def _rename(desk: Desk, name: str, new_name: str) -> bool:
     desk.roster.known(name)
     if name in desk.roster.slots:
@@ -383,6 +411,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "agents.enable": _enable,
     "agents.disable": _disable,
     "agents.release": _release,
+    "agents.run": _run,
     "agents.rename": _rename,
     "agents.forget": _forget,
     "loop.pause": _pause,

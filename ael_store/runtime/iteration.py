@@ -84,6 +84,7 @@ class _Tally:
 
 async def run_iteration(run: Run, due: Due) -> None:
     """Go round once."""
+    run.desk.going = due.going
     if not due.going and not due.draining:
         await _while_paused(run)
         return
@@ -308,6 +309,7 @@ async def tick(run: Run, selected: list[AgentSlot], outside: list[Job], tally: _
 
     def next_job() -> Job | None:
         if (job := run.next_followup()) is not None:
+            tally.ticks += job.by_hand
             return job
         while starting:
             slot = starting.popleft()
@@ -543,6 +545,7 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
         also=also,
         always=job.letter is not None
         or job.task is not None
+        or job.by_hand
         or run.settings.tick_log == "all"
         or unit.duration_us >= run.settings.slow_after * 1e6,
     )

@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ael_store.clock import Bell, Clock, HeldClock, iso
-from ael_store.errors import DiskFull
+from ael_store.errors import DiskFull, LoopNotRunning
 from ael_store.model.records import Commit, Resumed
 from ael_store.model.state import State
 from ael_store.model.unit import Kind, Unit
@@ -26,13 +26,14 @@ from ael_store.runtime.agent import AgentBase, AgentHost, overrides
 from ael_store.runtime.commands import PAUSED, Desk, move_own_keys
 from ael_store.runtime.context import ContextHost, StateContext
 from ael_store.runtime.delivery import Deliveries
+from ael_store.runtime.hooks import hook_job
 from ael_store.runtime.journal import Journal
 from ael_store.runtime.live_settings import change_settings
 from ael_store.runtime.marks import HOUR_US
 from ael_store.runtime.measure import IterationSummary, Meter
 from ael_store.runtime.outside import Outside
 from ael_store.runtime.pruner import Pruner
-from ael_store.runtime.roster import Roster
+from ael_store.runtime.roster import AgentSlot, Roster
 from ael_store.runtime.schedules import Schedules
 from ael_store.runtime.service_manager import ServiceManager
 from ael_store.runtime.tasks import TaskBoard
@@ -155,6 +156,7 @@ class Run:
             find_dead_letters=self.store.reader.dead_letter_records,
             find_task=self.store.reader.task_record,
             find_undo=self.store.reader.undo_plan,
+            run_agent=self._run_agent,
             prune=self.pruner.look_now,
             change_settings=partial(change_settings, self),
             paused=resumed.positions.get(PAUSED) == "true",
@@ -204,6 +206,14 @@ class Run:
             self.state.change_id,
         )
         return job
+
+    def _run_agent(self, slot: AgentSlot) -> None:
+        """Tick an agent before the others in the iteration under way; the strategy and its trigger stay as they are."""
+        if self.stopping:
+            raise LoopNotRunning("the loop is stopping, so no agent begins anything: start it again first")
+        job = hook_job(self, slot, "tick")
+        job.by_hand = True
+        self.followups.append(job)
 
     def add_agent(self, agent: AgentBase, now_us: int) -> None:
         """Register an agent with everything that belongs to it; its `on_start` is still to come."""

@@ -70,6 +70,8 @@ class Job:
     """What ends it in the background when it has run too long."""
     request: Request | None = None
     """The `transact` that waits for the result."""
+    by_hand: bool = False
+    """Somebody has asked for it, so it leaves a row whatever it does."""
     noted: int = 0
     """Where the note of what runs has it; 0 for nowhere."""
 

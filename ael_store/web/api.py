@@ -36,6 +36,7 @@ __all__ = [
     "release",
     "resume",
     "retry_task",
+    "run_agent",
     "samples",
     "state",
     "status",
@@ -232,6 +233,10 @@ async def disable(request: Request, values: Values) -> Any:
 
 async def release(request: Request, values: Values) -> Any:
     return {"name": values["name"], "changed": await _change(request, "agents.release", name=values["name"])}
+
+
+async def run_agent(request: Request, values: Values) -> Any:
+    return {"name": values["name"], "iteration": await _change(request, "agents.run", name=values["name"])}
 
 
 async def redeliver(request: Request, values: Values) -> Any:

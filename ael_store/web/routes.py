@@ -120,6 +120,7 @@ ENDPOINTS: list[Endpoint] = [
     Endpoint("/api/v1/agents/{name}/enable", "Let an agent run again.", api.enable, method="POST"),
     Endpoint("/api/v1/agents/{name}/disable", "Keep an agent from running.", api.disable, method="POST"),
     Endpoint("/api/v1/agents/{name}/release", "End an agent's quarantine or back-off.", api.release, method="POST"),
+    Endpoint("/api/v1/agents/{name}/run", "Have an agent tick once, now.", api.run_agent, method="POST"),
     Endpoint(
         "/api/v1/events/{id:int}/redeliver",
         "Deliver the dead letters of an event once more.",

@@ -7,6 +7,7 @@ import json
 import re
 import sqlite3
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from starlette.routing import Route
@@ -129,6 +130,21 @@ def test_agent_is_disabled_in_the_database_and_audited(site: Site) -> None:
     finally:
         assert site.post("/api/v1/agents/counter/enable").json["changed"]
     assert site.post("/api/v1/agents/nobody/disable").status == 404
+
+
+def test_agent_is_run_at_once(site: Site) -> None:
+    said = site.post("/api/v1/agents/counter/run").json
+
+    assert said["name"] == "counter"
+    with sqlite3.connect(f"{site.database.as_uri()}?mode=ro", uri=True) as database:
+        ticks = "SELECT count(*) FROM v_ticks WHERE agent = 'counter' AND kind = 'tick' AND iteration = ?"
+        assert database.execute(ticks, (said["iteration"],)).fetchone() == (1,)
+    assert 'action="/api/v1/agents/counter/run"' in site.page("/agents/counter")
+    assert 'aria-label="Run counter now"' in site.page("/agents")
+    assert site.post("/api/v1/agents/nobody/run").status == 404
+    deaf = next(row["name"] for row in site.get("/api/v1/agents").json["items"] if row["name"] != "counter")
+    refused = site.post(f"/api/v1/agents/{quote(deaf)}/run")
+    assert (refused.status, "no on_tick" in refused.json["error"]) == (400, True)
 
 
 def test_loop_is_paused_stepped_and_resumed(site: Site) -> None:
