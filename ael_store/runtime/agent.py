@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 
 from ael_store.errors import InvalidAgent
 from ael_store.model.event import Event, check_name
+from ael_store.model.values import INT_MAX
 from ael_store.runtime.agent_config import build_config
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _UNSET: Any = object()
 _FINGERPRINTS: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 _WATCHED = frozenset(("enabled", "priority"))
 _GUARDED = _WATCHED | {"name"}
-HOOKS = ("on_start", "on_tick", "on_event", "on_task", "on_error", "on_shutdown")
+HOOKS = ("on_upgrade", "on_start", "on_tick", "on_event", "on_task", "on_error", "on_shutdown")
 
 
 class AgentHost(Protocol):
@@ -61,6 +62,8 @@ class AgentBase:
     """True: the loop never waits for its ticks and events."""
     aliases: Sequence[str] = ()
     """Earlier names: state, statistics and cursors of the first that is known are taken over."""
+    version: int = 0
+    """Of the data that this code keeps in state and `metadata`; where it grows, `on_upgrade` brings them up to date."""
     Config: ClassVar[type | None] = None
     """A dataclass that types `config`, where the class declares one."""
 
@@ -117,6 +120,13 @@ class AgentBase:
             self._host.agent_changed(self)
 
     # -- hooks --
+
+    async def on_upgrade(self, from_version: int, context: StateContext) -> None:
+        """Called once, before everything else, where `version` is newer than that of the data.
+
+        `from_version` is the version that the data have, 0 where none was ever given. What it does is committed
+        together with the new version; where it fails, nothing of it remains, and it is tried again.
+        """
 
     async def on_start(self, context: StateContext) -> None:
         """Called once a run before anything else of this agent."""
@@ -177,6 +187,11 @@ def check_agent(agent: Any) -> AgentBase:
     if timeout is not None and (type(timeout) not in (int, float) or not math.isfinite(timeout) or timeout < 0):
         raise InvalidAgent(
             f"agent {agent.name!r}: tick_timeout is {timeout!r}, wanted are seconds from 0 (no limit), or None"
+        )
+    if type(agent.version) is not int or not 0 <= agent.version <= INT_MAX:
+        raise InvalidAgent(
+            f"agent {agent.name!r}: version is {agent.version!r}, wanted is an integer from 0, one more each time "
+            "the form of its data changes"
         )
     for attribute in ("subscriptions", "aliases"):
         values = getattr(agent, attribute)

@@ -292,6 +292,8 @@ def _run(desk: Desk, name: str) -> int:
         raise UsageError(f"agent {name!r} is {state} until {iso(record.retry_us)}: `ael agents release {name}` first")
     if slot.busy is not None:
         raise UsageError(f"agent {name!r} is busy with another hook: try again when that has ended")
+    if slot.refused is not None:
+        raise UsageError(f"agent {name!r} does not run: {slot.refused}")
     if not slot.started:
         raise UsageError(f"agent {name!r} has not started: its on_start is still to come, or has failed")
     if not desk.going:
@@ -344,6 +346,9 @@ def _forget(desk: Desk, name: str) -> bool:
     record.registered, record.operator_enabled, record.enabled = 0, None, 1
     record.failures, record.deaths, record.retry_us, record.quarantined_us = 0, 0, None, None
     record.metadata, record.last_error, record.last_error_us = "{}", None, None
+    if record.data_version is not None:
+        desk.journal.move("version", name, {"from": record.data_version, "to": None, "unit": None})
+        record.data_version = None
     desk.journal.changed(record)
     desk.journal.commit.stats.pop(record.id, None)
     desk.journal.commit.forgotten.append(record.id)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from ael_store.runtime.roster import AgentSlot
     from ael_store.runtime.run import Run
 
-__all__ = ["error_job", "event_job", "hook_job", "reply", "task_job"]
+__all__ = ["error_job", "event_job", "hook_job", "reply", "start_job", "task_job"]
 
 
 def hook_job(run: Run, slot: AgentSlot, kind: Kind, *, limit_s: float | None = None) -> Job:
@@ -39,6 +39,26 @@ def hook_job(run: Run, slot: AgentSlot, kind: Kind, *, limit_s: float | None = N
         limit_s=slot.limit_s if limit_s is None else limit_s,
         background=agent.background and kind == "tick",
         slot=slot,
+    )
+    slot.busy = job
+    return job
+
+
+def start_job(run: Run, slot: AgentSlot) -> Job:
+    """Return the job of `on_upgrade` where the agent's data are older than its code, else of `on_start`."""
+    from_version, agent = slot.record.data_version or 0, slot.agent
+    if slot.upgrade_from is None or from_version >= agent.version:  # an instance before this one may have done it late
+        slot.upgrade_from = None
+        return hook_job(run, slot, "start")
+    unit = run.new_unit("start", slot.name)
+    context = _context(run, unit, slot)
+    job = Job(
+        unit,
+        lambda: agent.on_upgrade(from_version, context),
+        threaded=slot.threaded["on_upgrade"],
+        limit_s=slot.limit_s,
+        slot=slot,
+        upgrade_from=from_version,
     )
     slot.busy = job
     return job

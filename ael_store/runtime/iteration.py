@@ -19,10 +19,11 @@ from ael_store.model.event import REDACTED, Emission, Event, EventRecord
 from ael_store.model.records import IterationRecord, Move, TaskRecord
 from ael_store.model.unit import Failure, SubscriptionRequest, Unit
 from ael_store.model.values import decode
+from ael_store.runtime.agent import overrides
 from ael_store.runtime.commands import carry_out
 from ael_store.runtime.context import StateContext
 from ael_store.runtime.delivery import REFILL
-from ael_store.runtime.hooks import error_job, event_job, hook_job, task_job
+from ael_store.runtime.hooks import error_job, event_job, hook_job, start_job, task_job
 from ael_store.runtime.journal import SOURCE, failure_of, loop_event
 from ael_store.runtime.marks import mark_hour
 from ael_store.runtime.measure import IterationSummary
@@ -183,6 +184,8 @@ def reconcile(run: Run) -> None:
                 except Exception as error:
                     log.error("agent %s can't join: %s", name, error)
                     run.manager._agents.pop(name, None)
+        if refusals := run.roster.take_refusals():
+            run.deliveries.route(run.journal.apply(run.new_unit("start", SOURCE), 0, also=refusals))
     while run.flags_changed:
         run.roster.follow(run.flags_changed.popleft())
 
@@ -297,7 +300,7 @@ def select(run: Run, due: Due) -> list[AgentSlot]:
 
 
 async def tick(run: Run, selected: list[AgentSlot], outside: list[Job], tally: _Tally) -> None:
-    """Run what waits from before, the first `on_start` of new agents, then the ticks, one after another."""
+    """Run what waits from before, `on_upgrade` and `on_start` of new agents, then the ticks, one after another."""
     run.followups.extend(outside)
     new = [
         slot
@@ -314,7 +317,7 @@ async def tick(run: Run, selected: list[AgentSlot], outside: list[Job], tally: _
         while starting:
             slot = starting.popleft()
             if slot.busy is None:
-                return hook_job(run, slot, "start")
+                return start_job(run, slot)
         while waiting and not run.stopping:
             slot = waiting.popleft()
             if run.schedules.has(slot.name):
@@ -546,6 +549,7 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
         always=job.letter is not None
         or job.task is not None
         or job.by_hand
+        or job.upgrade_from is not None
         or run.settings.tick_log == "all"
         or unit.duration_us >= run.settings.slow_after * 1e6,
     )
@@ -561,15 +565,30 @@ def settle(run: Run, job: Job, tally: _Tally | None = None) -> None:
             run.deliveries.give_up(subscription, event_id, unit)
         run.deliveries.ended(subscription)
     run.deliveries.route(events)
-    if unit.kind == "start" and slot is not None and unit.outcome == "success":
-        slot.started = True
-        run.unstarted.discard(slot.name)
+    if unit.kind == "start" and slot is not None:
+        _settle_start(run, job, slot)
     if failed and slot is not None and unit.kind != "error" and job.error is not None:
         followup = error_job(run, slot, job.error, unit)
         if followup is not None:
             run.followups.append(followup)
     if job.request is not None and job.request.reply is not None:
         run.replies.append((job.request.reply, job.result, None if unit.outcome == "success" else _refusal(job)))
+
+
+def _settle_start(run: Run, job: Job, slot: AgentSlot) -> None:
+    """After `on_upgrade` comes `on_start`, and after that the agent takes part; one that failed is tried again."""
+    if job.unit.outcome != "success":
+        if job.upgrade_from is not None:
+            tried = {"from": job.upgrade_from, "to": job.upgrade_from, "unit": run.journal.tick_id}
+            run.journal.move("version", slot.name, tried)
+        return
+    if job.upgrade_from is not None:
+        run.roster.upgraded(slot, run.journal.tick_id)
+        if run.roster.slots.get(slot.name) is slot and overrides(slot.agent, "on_start"):
+            run.followups.append(hook_job(run, slot, "start"))
+            return
+    slot.started = True
+    run.unstarted.discard(slot.name)
 
 
 def _refusal(job: Job) -> BaseException:
@@ -606,7 +625,7 @@ def _report(run: Run, job: Job) -> list[Emission]:
     """Log a failure, and return the event that tells of it; failing to handle the loop's own events makes none."""
     unit, failure = job.unit, job.unit.failure
     assert failure is not None
-    log.warning("%s: %s failed in iteration %d: %s", unit.subject, f"on_{unit.kind}", run.journal.iteration, failure)
+    log.warning("%s: %s failed in iteration %d: %s", unit.subject, job.hook, run.journal.iteration, failure)
     log.debug("%s", failure.traceback)
     if job.slot is None and job.subscription is None:
         return []
@@ -617,7 +636,7 @@ def _report(run: Run, job: Job) -> list[Emission]:
             "agent_error",
             {
                 "agent": unit.subject,
-                "hook": f"on_{unit.kind}",
+                "hook": job.hook,
                 "outcome": unit.outcome,
                 "type": failure.type,
                 "error": failure.message[:500],

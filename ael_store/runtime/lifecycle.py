@@ -25,7 +25,7 @@ from ael_store.model.values import Limits
 from ael_store.runtime.commands import PAUSED, PAUSED_BECAUSE, PAUSED_SINCE
 from ael_store.runtime.contained_tasks import contain_tasks
 from ael_store.runtime.control import ControlServer
-from ael_store.runtime.hooks import hook_job
+from ael_store.runtime.hooks import hook_job, start_job
 from ael_store.runtime.host import Host
 from ael_store.runtime.iteration import EXPIRE_EVERY_US, Due, collect_outside, run_iteration, settle
 from ael_store.runtime.journal import SOURCE, loop_event
@@ -204,7 +204,8 @@ class Lifecycle:
             slot = run.roster.slots.get(subscriber)
             run.deliveries.attach_callback(subscriber, pattern, callback, slot, run.started_us)
         unit = run.new_unit("start", SOURCE)
-        run.deliveries.route(journal.apply(unit, 0, also=[*self._opening_events(), *quarantined]))
+        also = [*self._opening_events(), *quarantined, *run.roster.take_refusals()]
+        run.deliveries.route(journal.apply(unit, 0, also=also))
         run.followups.extend(collect_outside(run))
         await run.commit("start", take_from=resumed.token)
 
@@ -280,7 +281,10 @@ class Lifecycle:
         return [loop_event("ael_recovered", recovered), *events] if recovery.crashed else events
 
     async def _start_agents(self) -> None:
-        """Run `on_start`, higher priority first, and commit what it did. Paused, that waits for the first iteration."""
+        """Run `on_upgrade` and `on_start`, higher priority first, and commit what they did.
+
+        Paused, that waits for the first iteration.
+        """
         run = self.run
         if run.desk.paused:
             return
@@ -292,7 +296,7 @@ class Lifecycle:
             while waiting:
                 slot = waiting.popleft()
                 if slot.name in run.unstarted and slot.ready(run.clock.now_us()):
-                    return hook_job(run, slot, "start")
+                    return start_job(run, slot)
             return None
 
         def started(job: Job) -> None:

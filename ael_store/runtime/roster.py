@@ -45,9 +45,11 @@ class AgentSlot:
         "limit_s",
         "order",
         "record",
+        "refused",
         "started",
         "stats",
         "threaded",
+        "upgrade_from",
     )
 
     def __init__(
@@ -62,6 +64,10 @@ class AgentSlot:
         """Unregistered while a hook runs; `on_shutdown` is still to come."""
         self.busy: object | None = None
         """The job that runs now."""
+        self.upgrade_from: int | None = None
+        """The version of the data, where the code is newer and `on_upgrade` is still to come."""
+        self.refused: str | None = None
+        """Why none of its hooks may run: its data are newer than its code."""
         self.limit_s = default_limit_s if agent.tick_timeout is None else float(agent.tick_timeout)
         self.has_tick = overrides(agent, "on_tick") or not agent.subscriptions
         self.threaded = {hook: not iscoroutinefunction(getattr(agent, hook)) for hook in HOOKS}
@@ -73,7 +79,12 @@ class AgentSlot:
     def ready(self, now_us: int) -> bool:
         """True where a hook of this agent may run now."""
         record = self.record
-        return self.busy is None and record.enabled == 1 and (record.retry_us is None or record.retry_us <= now_us)
+        return (
+            self.busy is None
+            and record.enabled == 1
+            and (record.retry_us is None or record.retry_us <= now_us)
+            and self.refused is None
+        )
 
     def away(self) -> str | None:
         """Say why the agent does nothing for the time being; None where it is there."""
@@ -106,6 +117,7 @@ class Roster:
         self._died_in: dict[int, str] = {}
         """The kind of unit in which an agent took the last run down."""
         self._order = 0
+        self._refusals: list[Emission] = []
 
     def __iter__(self) -> Iterator[AgentSlot]:
         return iter(self.slots.values())
@@ -125,6 +137,7 @@ class Roster:
         record, alias = self.records.get(agent.name), None
         if record is None:
             record, alias = self._adopt(agent)
+        is_first = record is None
         if record is None and agent.name in self._forgotten:
             record = self.records[agent.name] = self._forgotten.pop(agent.name)
             record.created_us = now_us
@@ -164,6 +177,7 @@ class Roster:
             stats = self.stats[record.id] = AgentStats(record.id)
         slot = AgentSlot(agent, record, stats, self._order, self.settings.tick_timeout)
         self._order += 1
+        self._compare_versions(slot, now_us, is_first)
         self.slots[agent.name] = self._by_id[record.id] = slot
         if slot.has_tick and agent.trigger is None:
             self.tickers[agent.name] = slot
@@ -178,6 +192,46 @@ class Roster:
         self.journal.changed(record)
         self.journal.changed(stats)
         return slot, alias
+
+    def _compare_versions(self, slot: AgentSlot, now_us: int, is_first: bool) -> None:
+        """See whether the agent's data are of the version of its code: else they are to be upgraded, or left alone."""
+        record, version = slot.record, slot.agent.version
+        stored = record.data_version or 0
+        if version < stored and not is_first:
+            slot.refused = (
+                f"its data are of version {stored}, its code is of version {version} and would not understand them: "
+                "go back to the newer code, or restore a backup from before the upgrade"
+            )
+            log.error("agent %s does not run: %s", slot.name, slot.refused)
+            if record.quarantined_us is None:
+                record.quarantined_us = now_us
+            record.failures, record.deaths, record.retry_us = 0, 0, None
+            record.last_error, record.last_error_us = slot.refused, now_us
+            self._refusals.append(
+                loop_event("agent_quarantined", {"agent": slot.name, "failures": 0, "deaths": 0, "error": slot.refused})
+            )
+            return
+        if record.quarantined_us is not None and not record.failures and not record.deaths:  # it was refused before
+            self._mend(record)
+        if is_first:
+            record.data_version = version or None
+        elif version > stored:
+            slot.upgrade_from = stored
+            if not overrides(slot.agent, "on_upgrade"):
+                self.upgraded(slot, None)
+
+    def upgraded(self, slot: AgentSlot, tick_id: int | None) -> None:
+        """The agent's data are of the version of its code now; `tick_id` is the unit that made them so, if any."""
+        before, slot.upgrade_from = slot.upgrade_from, None
+        slot.record.data_version = slot.agent.version
+        self.journal.changed(slot.record)
+        self.journal.move("version", slot.name, {"from": before, "to": slot.agent.version, "unit": tick_id})
+        log.info("agent %s: its data are upgraded from version %s to %d", slot.name, before, slot.agent.version)
+
+    def take_refusals(self) -> list[Emission]:
+        """Return the events of the loop that tell of agents which do not run because of their version."""
+        refusals, self._refusals = self._refusals, []
+        return refusals
 
     def _adopt(self, agent: AgentBase) -> tuple[AgentRecord | None, str | None]:
         for alias in agent.aliases:
@@ -259,6 +313,9 @@ class Roster:
     def release(self, name: str) -> AgentRecord:
         """End back-off and quarantine of an agent."""
         record = self.known(name)
+        slot = self.slots.get(name)
+        if slot is not None and slot.refused is not None:
+            raise InvalidAgent(f"agent {name!r} can't be released: {slot.refused}")
         self._mend(record)
         self.journal.changed(record)
         self.journal.move("flag", name, {"released": True})

@@ -216,7 +216,7 @@ class Run:
         self.followups.append(job)
 
     def add_agent(self, agent: AgentBase, now_us: int) -> None:
-        """Register an agent with everything that belongs to it; its `on_start` is still to come."""
+        """Register an agent with everything that belongs to it; `on_upgrade` and `on_start` are still to come."""
         slot, earlier_name = self.roster.add(agent, now_us)
         if earlier_name is not None:
             move_own_keys(self.desk, earlier_name, agent.name)
@@ -224,7 +224,9 @@ class Run:
         agent._host = self.host
         self.schedules.add(slot, now_us)
         self.deliveries.attach_agent(slot, now_us)
-        if overrides(agent, "on_start"):
+        if slot.refused is not None:
+            return
+        if slot.upgrade_from is not None or overrides(agent, "on_start"):
             self.unstarted.add(agent.name)
         else:
             slot.started = True

@@ -72,12 +72,19 @@ class Job:
     """The `transact` that waits for the result."""
     by_hand: bool = False
     """Somebody has asked for it, so it leaves a row whatever it does."""
+    upgrade_from: int | None = None
+    """The version of the data that `on_upgrade` brings up to date; None for all other hooks."""
     noted: int = 0
     """Where the note of what runs has it; 0 for nowhere."""
 
+    @property
+    def hook(self) -> str:
+        """The name of the hook."""
+        return f"on_{self.unit.kind}" if self.upgrade_from is None else "on_upgrade"
+
     def __str__(self) -> str:
         unit = self.unit
-        hook = "a function of transact" if self.request is not None else f"on_{unit.kind} of {unit.subject!r}"
+        hook = "a function of transact" if self.request is not None else f"{self.hook} of {unit.subject!r}"
         return f"{hook} (iteration {unit.iteration})"
 
 

@@ -29,6 +29,8 @@ Row = dict[str, Any]
 KIND_NAMES = {number: name for name, number in KINDS.items()}
 OUTCOME_NAMES = {number: name for name, number in OUTCOMES.items()}
 
+STARTING = "its on_start, or its on_upgrade,"
+
 ORDINALS = {1: "every", 2: "every 2nd", 3: "every 3rd"}
 
 
@@ -54,7 +56,7 @@ def agent_now(run: Run, name: str) -> Row:
         "enabled": bool(record.enabled),
         "ready": slot.started and slot.ready(now_us),
         "started": slot.started,
-        "busy": None if job is None else f"on_{job.unit.kind}",
+        "busy": None if job is None else job.hook,
         "busy_since": None if job is None else iso(job.unit.now_us),
         "retry_at": None if record.retry_us is None else iso(record.retry_us),
         "quarantined_at": None if record.quarantined_us is None else iso(record.quarantined_us),
@@ -174,6 +176,8 @@ class _Judge:
         if quarantined_us is not None and quarantined_us <= at_us:
             probe = "" if retry_us is None else f", next probe at {iso(retry_us)}"
             why = f"quarantined since {iso(quarantined_us)}{probe}; `ael agents release` ends it"
+            if not record["failures"] and not record["deaths"]:  # its data are newer than its code
+                why = f"quarantined since {iso(quarantined_us)}: {record['last_error']}"
             return False, "quarantined", why
         if retry_us is not None and failed_us is not None and failed_us <= at_us < retry_us:
             return False, "backing_off", f"backing off after {_errors(record['failures'])} until {iso(retry_us)}"
@@ -260,9 +264,9 @@ class _Judge:
         starts = [unit for unit in self.facts.units if unit["kind"] != KINDS["error"]]
         starts = [unit for unit in starts if unit["iteration"] <= iteration["id"]]
         if starts and starts[-1]["kind"] == KINDS["start"] and starts[-1]["outcome"] != OUTCOMES["success"]:
-            return False, "not_started", f"its on_start has not succeeded yet: unit {starts[-1]['id']} failed"
+            return False, "not_started", f"{STARTING} has not succeeded yet: unit {starts[-1]['id']} failed"
         if self.now is not None and self.now.get("started") is False:
-            return False, "not_started", "its on_start has not succeeded yet"
+            return False, "not_started", f"{STARTING} has not succeeded yet"
         return None
 
     # -- whose turn it was --

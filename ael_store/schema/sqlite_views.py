@@ -275,8 +275,9 @@ VIEWS: dict[str, str] = {
         WHERE r.status = 'crashed' AND r.ended_us > {NOW} - 86400000000
         UNION ALL
         SELECT 'quarantined_agent', a.name,
-               CASE WHEN a.failures = 0 AND a.deaths > 0 THEN a.deaths || ' deaths of the process'
-                    ELSE a.failures || ' errors' END || ' in a row; last: ' || coalesce(a.last_error, ''),
+               CASE WHEN a.failures > 0 THEN a.failures || ' errors in a row; last: '
+                    WHEN a.deaths > 0 THEN a.deaths || ' deaths of the process in a row; last: '
+                    ELSE '' END || coalesce(a.last_error, ''),
                {_time("a.quarantined_us")}
         FROM agents a WHERE a.quarantined_us IS NOT NULL
         UNION ALL

@@ -40,6 +40,11 @@ def rewind_agents(past: Past, rewind: Rewind, settings: Settings) -> None:
     stats = {record.agent_id: record for record in records_of(past, "agent_stats", AgentStats)}
     known = records_of(past, "agents", AgentRecord, "id > 0")
     later = _later(past, known)
+    versions: dict[int, int | None] = {}
+    """What they were before their first change after the moment."""
+    for move in past.moves("version"):
+        if move.id > past.move_id and move.agent_id is not None:
+            versions.setdefault(move.agent_id, move.value["from"] or None)
     for now in known:
         if now.id in later:
             for table in ("agents", "agent_stats", "agent_totals", "schedules"):
@@ -56,6 +61,7 @@ def rewind_agents(past: Past, rewind: Rewind, settings: Settings) -> None:
             then.metadata = metadata[now.id].text
         elif now.id in metadata_since:
             then.metadata = "{}"
+        then.data_version = versions.get(now.id, now.data_version)
         if past.is_after(then.created_us):  # forgotten, and registered again later
             then.created_us = past.number(f"SELECT min(started_us) FROM {TICKS} WHERE agent_id = :a", a=now.id)
         counted = _stats(past, now.id, base, stats.get(now.id), said)

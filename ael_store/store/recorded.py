@@ -100,6 +100,8 @@ class RecordedUnit:
     cause: EventRecord | None = None
     task: TaskRecord | None = None
     """The task whose result it took up."""
+    upgrade_from: int | None = None
+    """The version of the agent's data that it was to bring up to date, where its hook was `on_upgrade`."""
     runs: tuple[RecordedRun, ...] = ()
     """The run that it belongs to; several where the times don't tell which."""
     iterations: tuple[int, ...] = ()
@@ -136,6 +138,7 @@ class Recorded:
         self._runs: list[RecordedRun] | None = None
         self._iterations: dict[int, tuple[int, int, int, int] | None] = {}
         self._subscriptions: dict[int, bool] = {}
+        self._upgrades: dict[int, int] | None = None
 
     def close(self) -> None:
         with self._lock:
@@ -300,6 +303,8 @@ class Recorded:
             return "it was cut off"
         if unit.seen_change_id < self.horizon.change_id:
             return "it saw a moment before the history begins"
+        if unit.kind == "start":
+            unit.upgrade_from = self._upgrades_of(agent).get(row.id)
         if unit.outcome != "success":
             found = self._first(ERROR, tick=row.id)
             unit.failure = None if found is None else TickError(*found)
@@ -326,6 +331,17 @@ class Recorded:
         unit.iterations = self._iterations_of(unit)
         unit.metadata = log.around(*commits)
         return None
+
+    def _upgrades_of(self, agent: RecordedAgent) -> dict[int, int]:
+        """Return the units in which an agent's `on_upgrade` ran, each with the version that it came from."""
+        if self._upgrades is None:
+            from orjson import loads
+
+            m = T["moves"]
+            query = select(m.c.value).where(m.c.kind == "version", m.c.subject.in_(agent.names))
+            moves = map(loads, self._scalars(query))
+            self._upgrades = {move["unit"]: move["from"] for move in moves if move["unit"] is not None}
+        return self._upgrades
 
     def _find_cause(self, unit: RecordedUnit, agent: RecordedAgent) -> str | None:
         row = unit.row

@@ -84,14 +84,16 @@ async def run_tick(
     hook: str | None = None,
     error: Exception | None = None,
     task: Task | Mapping[str, Any] | None = None,
+    upgrade_from: int | None = None,
     resumed: bool = False,
 ) -> TickResult:
     """Run one hook of an agent as the loop would, and return what it did; what the hook raises is in the result.
 
     Without an inbox that is `on_tick`, or the `hook` that is named (`on_start`, `on_shutdown`), or with an `error`
     `on_error`, or with a `task` `on_task`: one from `tasks` of another result, or a mapping with `name`, `result` and
-    the like. With an inbox it is `on_event` instead, for one event (or mapping of its fields) after another, each
-    in a unit of its own that sees what those before it did; the first that fails is the last that runs.
+    the like; with `upgrade_from`, the version of the data in `state`, it is `on_upgrade`. With an inbox it is
+    `on_event` instead, for one event (or mapping of its fields) after another, each in a unit of its own that sees
+    what those before it did; the first that fails is the last that runs.
 
     `now` (2026-01-01 UTC unless given) and `seed` are what `context.now` and `context.random` go by. Raises where
     the agent could not be registered, or state and inbox could not be stored.
@@ -100,7 +102,7 @@ async def run_tick(
     if agent._host is not None:
         raise UsageError(f"agent {agent.name!r} runs in a loop; pass run_tick an instance of its own")
     now_us = to_us(START if now is None else as_instant(now))
-    hooks = _hooks(inbox, now_us, hook, error, task)
+    hooks = _hooks(inbox, now_us, hook, error, task, upgrade_from)
     session = _Session(agent, state, now_us, seed, resumed)
     agent._host = session
     try:
@@ -116,10 +118,12 @@ def _hooks(
     hook: str | None,
     error: Exception | None,
     task: Task | Mapping[str, Any] | None,
+    upgrade_from: int | None,
 ) -> list[tuple[Kind, str, Any]]:
     """Return what is to run: kind of the unit, name of the hook, and what it gets beside the context."""
-    if sum((bool(inbox), hook is not None, error is not None, task is not None)) > 1:
-        raise UsageError("inbox, hook, error and task each say which hook is to run: pass one of them")
+    asked = (bool(inbox), hook is not None, error is not None, task is not None, upgrade_from is not None)
+    if sum(asked) > 1:
+        raise UsageError("inbox, hook, error, task and upgrade_from each say which hook is to run: pass one of them")
     if isinstance(inbox, Event | str | Mapping):
         raise InvalidValueType(f"inbox is {type(inbox).__name__}, wanted is a list of events: [{inbox!r}]")
     if inbox:
@@ -128,11 +132,13 @@ def _hooks(
         return [("error", "on_error", error)]
     if task is not None:
         return [("task", "on_task", task if isinstance(task, Task) else _ended(task, now_us))]
+    if upgrade_from is not None:
+        return [("start", "on_upgrade", upgrade_from)]
     name = "on_tick" if hook is None else hook
     if name not in KINDS:
         raise UsageError(
             f"hook {name!r} can't be asked for by name; choose one of {', '.join(KINDS)}, "
-            "or pass an inbox for on_event, an error for on_error, a task for on_task"
+            "or pass an inbox for on_event, an error for on_error, a task for on_task, upgrade_from for on_upgrade"
         )
     return [(KINDS[name], name, None)]
 

@@ -152,7 +152,7 @@ class Stage:
             agent.metadata.clear()
             agent.metadata.update(orjson.loads(setting.metadata))
         arguments = self._arguments(agent, row, unit)
-        hook = getattr(agent, f"on_{row.kind}")
+        hook = getattr(agent, f"on_{row.kind}" if row.upgrade_from is None else "on_upgrade")
         if row.kind == "tick":
             object.__setattr__(agent, "tick_count", agent.tick_count + 1)
         limit_s = self._tick_timeout_s if agent.tick_timeout is None else float(agent.tick_timeout)
@@ -180,6 +180,8 @@ class Stage:
     def _arguments(self, agent: AgentBase, row: RecordedUnit, unit: Unit) -> tuple[Any, ...]:
         """Return what the hook gets."""
         context = StateContext._of_unit(unit, self, agent=agent.name)
+        if row.upgrade_from is not None:
+            return row.upgrade_from, context
         if row.kind == "event":
             assert row.cause is not None
             event = Event.from_record(row.cause)

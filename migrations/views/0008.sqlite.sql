@@ -247,8 +247,9 @@ FROM runs r
 WHERE r.status = 'crashed' AND r.ended_us > (CAST(strftime('%s', 'now') AS INTEGER) * 1000000) - 86400000000
 UNION ALL
 SELECT 'quarantined_agent', a.name,
-       CASE WHEN a.failures = 0 AND a.deaths > 0 THEN a.deaths || ' deaths of the process'
-            ELSE a.failures || ' errors' END || ' in a row; last: ' || coalesce(a.last_error, ''),
+       CASE WHEN a.failures > 0 THEN a.failures || ' errors in a row; last: '
+            WHEN a.deaths > 0 THEN a.deaths || ' deaths of the process in a row; last: '
+            ELSE '' END || coalesce(a.last_error, ''),
        strftime('%Y-%m-%dT%H:%M:%S', (a.quarantined_us + 62135596800000000) / 1000000 - 62135596800, 'unixepoch') || printf('.%06dZ', (a.quarantined_us + 62135596800000000) % 1000000)
 FROM agents a WHERE a.quarantined_us IS NOT NULL
 UNION ALL

@@ -139,6 +139,9 @@ def _finished(path: Path, old: _Old) -> list[str]:
             found.append(f"lost: {name} counts {ticks} ticks, it had {old.ticks[name]}")
         if state.get(f"place/{name}") != str(place):
             found.append(f"lost: the metadata of {name} say {state.get(f'place/{name}')}")
+        is_new = old.revision >= "0007" and name == "collector"  # that one is of version 3 already
+        if state.get(f"upgraded/{name}") != (None if is_new else "0"):
+            found.append(f"wrong: {name} says that it came from version {state.get(f'upgraded/{name}')}")
         rows = ask(path, "SELECT new_value FROM v_state_history WHERE key = ? ORDER BY id", f"handled/{name}")
         entered = [int(value) for (value,) in rows]
         waiting = ask(path, "SELECT event_id FROM v_pending WHERE subscriber = ? ORDER BY 1", name)
@@ -163,9 +166,8 @@ def _go_back(worker: Worker, folder: Path, old: _Old) -> list[str]:
     shared = common(layout(path), old.layout)
     for table in ("meta", "row_digests"):  # what the older schema has no place for is kept in the one
         shared.pop(table, None)
-    for columns in shared.values():
-        if "seal" in columns:  # of units that the older schema can't hold whole
-            columns.remove("seal")
+    for table, columns in shared.items():  # digests of what the older schema can't hold whole are taken away
+        shared[table] = [column for column in columns if column not in ("seal", "digest")]
     rows = digests(path, shared)
     ended = worker.fork(folder, ["--db", str(path), "db", "downgrade", old.revision, "--yes"])
     if ended.status != 0:

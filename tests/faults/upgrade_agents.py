@@ -15,6 +15,10 @@ class Reader(AgentBase):
 
     priority = 10
     subscriptions = ("*.read",)
+    version = 3
+
+    async def on_upgrade(self, from_version: int, context: StateContext) -> None:
+        context.set(f"upgraded/{self.name}", from_version)
 
     async def on_tick(self, context: StateContext) -> None:
         context.increment(f"ticks/{self.name}")

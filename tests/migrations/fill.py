@@ -347,22 +347,29 @@ def _attempts_limits_and_replies(connection: sqlite3.Connection) -> None:
         "UPDATE tasks SET applied_us = ?, applied_tick_id = 5 WHERE ended_us IS NOT NULL", (BEGAN_US + 3 * SECOND_US,)
     )
     connection.execute("UPDATE tasks SET held = 'this database is a copy' WHERE status = 'held'")
-    _insert(
-        connection,
-        "task_attempts",
-        id=1,
-        task_id=4,
-        number=4,
-        run_id=1,
-        limit_name="smtp",
-        outcome="done",
-        started_us=BEGAN_US + SECOND_US,
-        ended_us=BEGAN_US + 2 * SECOND_US,
-        reserved_usd="0.02",
-        cost_usd="0.0125",
-        error=None,
-        traceback=None,
-    )
+    made = 0
+    for task, status in connection.execute("SELECT id, status FROM tasks ORDER BY id").fetchall():
+        for number in range(1, task + 1):
+            made += 1
+            is_last = number == task
+            is_open = is_last and status == "running"
+            outcome = status if is_last and status in ("running", "done", "failed", "cancelled") else "interrupted"
+            _insert(
+                connection,
+                "task_attempts",
+                id=made,
+                task_id=task,
+                number=number,
+                run_id=1,
+                limit_name="smtp",
+                outcome=outcome,
+                started_us=BEGAN_US + SECOND_US,
+                ended_us=None if is_open else BEGAN_US + 2 * SECOND_US,
+                reserved_usd="0.02",
+                cost_usd="0.0125" if number == 1 else None,
+                error=None,
+                traceback=None,
+            )
     _insert(
         connection,
         "limits",
