@@ -28,6 +28,12 @@ for row in cursor:
 """
 """For machines without the `sqlite3` program: what the pages use of it."""
 
+CURL = """#!{python}
+import sys, urllib.request
+print(urllib.request.urlopen(sys.argv[-1], timeout=20).read().decode())
+"""
+"""The same for `curl`."""
+
 
 def has_something_to_run(page: Path) -> bool:
     return any(block.language in RUNNABLE and block.not_run is None for block in blocks(page))
@@ -43,9 +49,10 @@ def environment(folder: Path) -> dict[str, str]:
     """Return a plain environment in which `ael` and `sqlite3` are found."""
     tools = folder / "tools"
     tools.mkdir()
-    if shutil.which("sqlite3") is None:
-        (tools / "sqlite3").write_text(SQLITE3.format(python=sys.executable))
-        (tools / "sqlite3").chmod(0o755)
+    for name, program in (("sqlite3", SQLITE3), ("curl", CURL)):
+        if shutil.which(name) is None:
+            (tools / name).write_text(program.format(python=sys.executable))
+            (tools / name).chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("AEL_", "PYTEST_", "COV_"))}
     path = os.pathsep.join([str(Path(sys.executable).parent), str(tools), os.environ["PATH"]])
     return {
