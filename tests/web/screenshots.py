@@ -39,7 +39,7 @@ PAGES = {
     "iteration": "/iterations/{warned}",
     "tasks": "/tasks",
     "task": "/tasks/{failed}",
-    "login": "/login",
+    "metrics": "/measurements?channel=climate&name=temperature_north",
 }
 
 SETTINGS = """
@@ -50,7 +50,7 @@ quarantine_after = 6
 backoff_after = 5
 
 [limits.llm]
-concurrency = 2
+concurrency = 3
 per_day = 200
 usd_per_day = 2
 """
@@ -76,6 +76,7 @@ class Climate(AgentBase):
             was = context.get(f"greenhouse/{house}/temperature", mean)
             context.set(f"greenhouse/{house}/temperature", degrees)
             context.set(f"greenhouse/{house}/humidity", round(62 - 9 * wave))
+            context.metrics.gauge(f"temperature_{house}", degrees)
             if was < mean + 2 <= degrees:
                 context.emit("too_warm", {"house": house, "degrees": degrees})
 
@@ -91,6 +92,7 @@ class Irrigation(AgentBase):
             soil = context.get(f"soil/{house}", 48) - context.random.randint(0, 3)
             if soil < 40:
                 context.emit("watered", {"house": house, "litres": 12, "soil": soil})
+                context.metrics.count("litres", 12)
                 soil = 52
             context.set(f"soil/{house}", soil)
 
@@ -124,7 +126,7 @@ class Messenger(AgentBase):
 
 class Gardener(AgentBase):
     name = "gardener"
-    trigger = "every 5s"
+    trigger = "every 10s"
 
     async def on_start(self, context):
         context.ask("Order 40 kg of potting soil for 62 USD?", {"usd": 62}, choices=("yes", "no"), key="soil")
@@ -186,12 +188,13 @@ async def take_all(site: Site, folder: Path, executable: str) -> None:
                     is_mobile=size == "narrow",
                 )
                 page = await context.new_page()
+                await page.goto("/login")
+                await take(page, folder / f"login-{size}-{scheme}.webp")
                 await page.goto(f"/login#{site.token}")
                 await page.wait_for_url(f"http://{site.host}/")
                 for name, address in PAGES.items():
                     await page.goto(address.format(**numbers))
-                    if await page.locator("#connection").count():
-                        await expect(page.locator("#connection")).to_have_text("Past" if "at=" in address else "Live")
+                    await expect(page.locator("#connection")).to_have_text("Past" if "at=" in address else "Live")
                     await take(page, folder / f"{name}-{size}-{scheme}.webp")
                 await context.close()
         await browser.close()

@@ -29,7 +29,7 @@ function options(element, chart) {
     height: 210,
     scales: { x: { time: chart.time }, y: { range: (_, low, high) => (chart.unit ? [0, high || 1] : uPlot.rangeNum(low, high, 0.1, true)) } },
     tzDate: (seconds) => uPlot.tzDate(new Date(seconds * 1000), "Etc/UTC"),
-    axes: [{ ...axis, values: TIMES }, { ...axis, size: 58 }],
+    axes: [{ ...axis, values: TIMES, space: 80 }, { ...axis, size: 58 }],
     cursor: { drag: { x: true, y: false } },
     series: [
       { label: "Time", value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" },

@@ -19,9 +19,12 @@ form.addEventListener("submit", async (event) => {
   why.hidden = false;
 });
 
-const given = location.hash.slice(1);
-if (given) {
+function takeToken() {
+  const given = location.hash.slice(1);
+  if (!given) return;
   history.replaceState(null, "", "/login");
   document.getElementById("token").value = given;
   form.requestSubmit();
 }
+addEventListener("hashchange", takeToken); // the address was opened in a tab that shows this page already
+takeToken();
