@@ -106,8 +106,13 @@ def _check(path: Path, old: _Old) -> list[str]:
         found.append("lost: it is upgraded, and there is no backup")
     if ask(path, "PRAGMA integrity_check") != [("ok",)]:
         return [*found, "wrong: it is damaged"]
-    if ask(path, "SELECT max(id) FROM runs") == [(2,)] and digests(path, old.layout) != old.rows:
-        found.append("lost: no run has begun, and it has other rows than before")
+    if ask(path, "SELECT max(id) FROM runs") == [(2,)]:
+        now = digests(path, old.layout)
+        changed = {table for table in now if now[table] != old.rows[table]}
+        if revision == HEAD:  # an upgrade notes there what the older schema did not have
+            changed.discard("meta")
+        if changed:
+            found.append(f"lost: no run has begun, and it has other rows than before in {', '.join(sorted(changed))}")
     for table, rows in old.history.items():
         (last,) = ask(path, f"SELECT rowid FROM {table} ORDER BY rowid LIMIT 1 OFFSET {len(rows) - 1}") or [(0,)]
         if _history(path, table, old.layout[table], last[0]) != rows:
