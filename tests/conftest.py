@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import compileall
 import signal
+from pathlib import Path
 
 import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let the hundreds of processes that the tests start find bytecode, also where PYTHONDONTWRITEBYTECODE is set."""
+    if not hasattr(config, "workerinput"):  # once, not in each process of xdist
+        for folder in ("ael_store", "migrations", "tests/faults"):
+            compileall.compile_dir(ROOT / folder, quiet=2)
 
 
 @pytest.fixture(autouse=True)

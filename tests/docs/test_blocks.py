@@ -66,6 +66,7 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.timeout(330)  # a hang is noticed command by command; on a busy machine forty of them may take minutes
 @pytest.mark.parametrize("page", [page for page in pages() if has_something_to_run(page)], ids=page_id)
 def test_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
     here = tmp_path / "here"
@@ -84,7 +85,7 @@ def test_page_does_what_it_says(page: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=110,
+        timeout=300,
         check=False,
     )
 

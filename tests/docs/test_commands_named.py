@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +28,14 @@ def named(page: Path) -> list[tuple[int, list[str]]]:
     return [(number, shlex.split(text, comments=True)[1:]) for number, text in found]
 
 
+@cache
+def everything() -> Any:
+    return get_command(make_app())
+
+
 def problem_with(words: list[str]) -> str | None:
     """Return what is wrong with a command line, None where nothing is."""
-    command: Any = get_command(make_app())
+    command = everything()
     path: list[str] = []
     options = {option for parameter in command.params for option in parameter.opts}
     for word in words:
