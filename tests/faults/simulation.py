@@ -41,7 +41,6 @@ from ael_store.clock import Bell
 from ael_store.errors import AelError
 from ael_store.runtime.agent import AgentBase as Base
 from ael_store.store.create import create_database
-from ael_store.store.writer import Writer
 from ael_store.testing import Harness
 from tests.faults.model import Member, Model, Unit
 from tests.faults.trial import Report, Tell
@@ -937,18 +936,11 @@ def digest(path: Path) -> str:
 
 @contextlib.contextmanager
 def quick(folder: Path) -> Iterator[None]:
-    """Open databases quickly: a new one is a copy, statements are compiled once, and few threads are asked."""
+    """Open databases quickly: a new one is a copy, and few threads are asked."""
     empty = folder / "empty.db"
     if not empty.exists():
         create_database(empty)
     image = empty.read_bytes()
-    compiled = Writer()
-
-    def writer() -> Writer:
-        twin = copy.copy(compiled)
-        twin._names = {table: type(names)() for table, names in compiled._names.items()}
-        twin.last_ids = dict.fromkeys(compiled.last_ids, 0)
-        return twin
 
     async def at_once(function: Callable[..., Any], *arguments: Any, **more: Any) -> Any:
         return function(*arguments, **more)
@@ -957,7 +949,6 @@ def quick(folder: Path) -> Iterator[None]:
         patch("asyncio.to_thread", at_once),
         patch("ael_store.testing.steady_workbench.GLANCE_S", 0.002),
         patch("ael_store.store.store.create_database", lambda path: path.write_bytes(image)),
-        patch("ael_store.store.store.Writer", writer),
     ):
         yield
 

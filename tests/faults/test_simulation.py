@@ -22,7 +22,7 @@ from tests.faults.simulation import Outcome, history_of, quick, run, shrink, sim
 from tests.faults.workers import memory
 
 FIRST = 20_000
-SEEDS = 45
+SEEDS = 30
 FOUND_WITHIN = 60
 """Seeds in which each of the faults below must be found."""
 
