@@ -11,7 +11,7 @@ import pytest
 from ael_store import AELController, StateContext
 from ael_store.client import change
 from ael_store.model.event import Event
-from tests.loops import agent, controller_on, iterations_of, rows, running, until
+from tests.loops import ShiftClock, agent, controller_on, iterations_of, rows, running, until
 
 
 @pytest.fixture
@@ -22,7 +22,9 @@ def path(tmp_path: Path) -> Path:
 class Life:
     """An agent that hears `x` as an agent and `y` by a callback, and counts in its own part of the state."""
 
-    def __init__(self, path: Path, name: str, *, aliases: tuple[str, ...] = (), fails: bool = False) -> None:
+    def __init__(
+        self, path: Path, name: str, *, aliases: tuple[str, ...] = (), fails: bool = False, **options: Any
+    ) -> None:
         self.heard: list[Any] = []
         self.fails = fails
 
@@ -34,7 +36,7 @@ class Life:
 
         hooks = {"start": start, "tick": tick, "event": self.event}
         self.agent = agent(name, **hooks, subscriptions=["x"], aliases=aliases)  # type: ignore[arg-type]
-        self.controller = controller_on(path, self.agent, delivery_attempts=1, backoff_after=100)
+        self.controller = controller_on(path, self.agent, delivery_attempts=1, backoff_after=100, **options)
 
     async def event(self, event: Event, context: StateContext) -> None:
         self.heard.append(event.data)
@@ -188,12 +190,14 @@ async def test_delayed_events_of_a_forgotten_agent_still_happen(path: Path) -> N
     """They were emitted by a unit that succeeded, and are for others."""
 
     async def start(context: StateContext) -> None:
-        context.emit("x", "from before", after=0.01)
+        context.emit("x", "from before", after="1h")
 
     await controller_on(path, agent("a", start=start)).run(iterations=1)
     await command(path, "agents.forget", name="a")
-    life = Life(path, "b")
+    clock = ShiftClock()
+    life = Life(path, "b", clock=clock)
     async with running(life.controller):
+        clock.skip(3600)
         await until(lambda: life.heard == ["from before"])
 
 

@@ -109,23 +109,19 @@ def database(filled: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def run_here(ael: Ael, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[Ael]:
-    """Carry out `ael run` in this process; its log is in `err`, and what it imported is forgotten."""
+def run_here(ael: Ael, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Ael:
+    """Carry out `ael run` in this process; its log is in `err`."""
     monkeypatch.setattr("ael_store.telemetry.configure_logging", lambda *_arguments: None)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     caplog.set_level("INFO")
-    before = set(sys.modules)
 
     def run(*arguments: str) -> Done:
         caplog.clear()
         done = ael("run", *arguments)
         return Done(done.code, done.out, done.err + caplog.text)
 
-    yield run
-    for name in set(sys.modules) - before:
-        if str(getattr(sys.modules[name], "__file__", "")).startswith(os.getcwd()):
-            del sys.modules[name]
+    return run
 
 
 # -- real processes ---------------------------------------------------------------------------------

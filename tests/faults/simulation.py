@@ -298,8 +298,8 @@ def _class_of(threaded: bool, has_start: bool, has_error: bool, version: int) ->
             continue
         hooks[f"on_{kind}"] = _hook(kind, threaded)
     scope: dict[str, Any] = {}
-    exec(f"def version(self): return {version}", scope)
-    return type("Simulated", (_Simulated,), {**hooks, "version": scope["version"]})
+    exec(f"def generation(self): return {version}", scope)
+    return type("Simulated", (_Simulated,), {**hooks, "generation": scope["generation"]})
 
 
 def _hook(kind: str, threaded: bool) -> Callable[..., Any]:
