@@ -125,7 +125,7 @@ async def test_plain_hook_that_takes_too_long_leaves_nothing_and_its_thread_writ
         except UnitClosed:
             refused.set()
 
-    stuck = agent("stuck", tick=tick, tick_timeout=0.03)
+    stuck = agent("stuck", tick=tick, tick_timeout=0.3)  # enough for its thread to begin
     controller = controller_on(path, stuck)
     async with running(controller):
         await until(lambda: stuck.error_count)

@@ -120,7 +120,14 @@ def content(path: Path) -> str:
     with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True)) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)], f"{path} is damaged"
         for table in ("state", "state_changes", "events", "ticks", "iterations", "runs"):
-            newer = ("digest", "seal", "hops", "target_id", "cause_task_id")  # an older schema does not have these
+            newer = (
+                "digest",
+                "seal",
+                "hops",
+                "target_id",
+                "cause_task_id",
+                "recent",
+            )  # an older schema does not have these
             rows = connection.execute(f"PRAGMA table_info({table})")
             columns = [row[1] for row in rows if row[1] not in newer]
             found.update(
