@@ -102,6 +102,7 @@ class Reader(Answers):
     def resume(self, keys: Iterable[str] | None = None, *, tasks: bool = True, metrics: bool = True) -> Resumed:
         """Return what the database holds; with `keys` only these of the state (for a single command)."""
         with self.connect() as connection:
+            connection.execution_options(compiled_cache=None)  # each of these is asked once in the life of a process
             state = select(
                 T["keys"].c.name,
                 T["state"].c.key_id,
