@@ -195,11 +195,7 @@ class _Process:
         answer = self._answer()
         self.done += operations
         self.pragmas = ", ".join(answer["pragmas"])
-        extra = answer["rows"] - self.agents * self.done
-        if self.name.startswith("ael "):
-            self.done += (extra := extra // self.agents)  # the iteration that begins each run
-            extra -= 1
-        if extra:
+        if answer["rows"] != self.agents * self.done:
             raise ContestantFailed(f"{answer['rows']} rows after {self.done} operations of {self.agents}")
         return float(answer["seconds"])
 
