@@ -8,7 +8,7 @@ from ael_store.schema.recent import TABLES, is_recent
 
 __all__ = ["RECENT_ROWS", "catch_up", "count_recent"]
 
-RECENT_ROWS = 3000
+RECENT_ROWS = 1000
 """So many rows of all three tables may wait: reading them costs a question well below a millisecond."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterable
@@ -10,7 +11,17 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
-from playwright.async_api import Browser, ConsoleMessage, Dialog, Page, Request, async_playwright, expect
+from playwright.async_api import (
+    Browser,
+    ConsoleMessage,
+    Dialog,
+    Error,
+    Page,
+    Playwright,
+    Request,
+    async_playwright,
+    expect,
+)
 
 from tests.web.browser import chromium, overflow
 from tests.web.conftest import MARKUP, PATIENCE_S, Site, until
@@ -31,12 +42,22 @@ PAGES += [
 ]
 
 
+async def _launch(playwright: Playwright, path: str) -> Browser:
+    """Start the browser; on a busy machine it may die while it starts, before any test has begun."""
+    for _ in range(2):
+        try:
+            return await playwright.chromium.launch(executable_path=path)
+        except Error:
+            await asyncio.sleep(1)
+    return await playwright.chromium.launch(executable_path=path)
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
 async def browser() -> AsyncIterator[Browser]:
     path = chromium()
     expect.set_options(timeout=500 * PATIENCE_S)
     async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(executable_path=path)
+        browser = await _launch(playwright, path)
         yield browser
         await browser.close()
 
