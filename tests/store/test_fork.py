@@ -217,11 +217,15 @@ def rows_of(path: Path, table: str) -> dict[Any, dict[str, Any]]:
 
 
 def differences(one: Path, other: Path, table: str) -> Iterator[tuple[Any, str]]:
-    """Yield key and column of each difference; `+` and `-` for rows that only one of them has."""
+    """Yield key and column of each difference; `+` and `-` for rows that only one of them has.
+
+    Whether the indexes have a row already (`recent`) is no difference.
+    """
     here, there = rows_of(one, table), rows_of(other, table)
     for key in sorted(here.keys() | there.keys(), key=str):
         if key in here and key in there:
-            yield from ((key, column) for column in here[key] if here[key][column] != there[key][column])
+            columns = here[key].keys() - {"recent"}
+            yield from ((key, column) for column in columns if here[key][column] != there[key][column])
         else:
             yield key, "+" if key in here else "-"
 
