@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -18,6 +19,8 @@ from pathlib import Path
 import pytest
 
 from ael_store.cli.main import main
+from ael_store.runtime.control import ControlServer
+from tests.loops import agent, controller_on
 
 ROOT = Path(__file__).parents[1]
 PATIENCE_S = 60.0
@@ -395,3 +398,19 @@ def test_payload_forges_no_line_of_the_log(folder: Path, log_format: str) -> Non
         assert all(record["event"] != "forged" for record in records)
     else:
         assert not [line for line in lines if line.startswith("2026-01-01")]
+
+
+async def test_loops_that_start_together_leave_the_umask_of_the_process_alone(tmp_path: Path) -> None:
+    host = controller_on(tmp_path / "ael.db", agent("a"))._host
+    servers = [ControlServer(tmp_path / f"{number}.db", host) for number in range(3)]
+    before = os.umask(0o022)
+    try:
+        await asyncio.gather(*(server.start() for server in servers))
+    finally:
+        left = os.umask(before)
+
+    modes = {stat.S_IMODE(path.lstat().st_mode) for path in tmp_path.glob("*.sock")}
+    for server in servers:
+        await server.stop()
+    assert oct(left) == oct(0o022)
+    assert modes == {0o600}

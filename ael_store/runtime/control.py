@@ -49,6 +49,23 @@ HANG_PATIENCE_S = 2.0
 log = logging.getLogger("ael_store.control")
 
 
+def _private_socket(path: Path) -> socket.socket:
+    """Return a socket that only this user may connect to; raises OSError.
+
+    The umask, which is the whole process's, is another one for a moment in which nothing else of this thread runs.
+    """
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    try:
+        made.bind(str(path))
+    except BaseException:
+        made.close()
+        raise
+    finally:
+        os.umask(before)
+    return made
+
+
 class ControlServer:
     """Takes commands of other processes of the same user."""
 
@@ -69,12 +86,8 @@ class ControlServer:
             path = self._folder / "sock"
         try:
             path.unlink(missing_ok=True)
-            before = os.umask(0o177)
-            try:
-                longest = longest_line(self.host.outside.limits)
-                self._server = await asyncio.start_unix_server(self._serve, str(path), limit=longest)
-            finally:
-                os.umask(before)
+            longest = longest_line(self.host.outside.limits)
+            self._server = await asyncio.start_unix_server(self._serve, sock=_private_socket(path), limit=longest)
         except OSError as error:
             log.warning("no socket for commands at %s (%s): `ael` can only read while the loop runs", path, error)
             return None
